@@ -1,0 +1,22 @@
+//! The bytes: frames, messages between roles, and the job spec.
+//!
+//! Never: opens a socket, decides what happens next, or lets a name in a
+//! message select code. Unknown fields are ignored, so an older peer can talk
+//! to a newer one; what cannot be understood is an error that says why.
+//!
+//! Start at [`frame`] for how messages are told apart on a stream, at
+//! [`control`] for what server and agents say, at [`bridge`] for what agent and
+//! trainer say, at [`spec`] for the job. The specification is
+//! `docs/specs/wire.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod frame;
+
+pub mod bridge;
+pub mod control;
+pub mod spec;
+pub mod supervise;
+
+/// The first and, so far, only version of the protocol between roles.
+pub const PROTOCOL: u32 = 1;

@@ -1,0 +1,1 @@
+//! Between agent and supervisor.
