@@ -34,6 +34,8 @@ LOCKS = TREE / "requirements"
 FLOOR = (3, 11)
 # Written last into a finished environment.
 MARK = ".complete"
+# Bytes from which a download is shown on a line of its own.
+WORTH_A_LINE = 1_000_000
 
 
 class SetUpError(Exception):
@@ -122,8 +124,13 @@ def show_sizes(pip: list[str], lock: Path) -> None:
         + (f" and {unknown} of unknown size" if unknown else "")
         + " (less what pip's own cache holds)"
     )
-    for size, (name, _) in sorted(zip(sizes, files, strict=True), key=lambda row: -(row[0] or 0)):
-        say(f"  {megabytes(size) if size else '?':>9}  {name}")
+    rows = sorted(zip(sizes, files, strict=True), key=lambda row: -(row[0] or 0))
+    small = [row for row in rows if row[0] is not None and row[0] < WORTH_A_LINE]
+    for size, (name, _) in rows:
+        if size is None or size >= WORTH_A_LINE:
+            say(f"  {megabytes(size) if size else '?':>9}  {name}")
+    if small:
+        say(f"  {megabytes(sum(row[0] or 0 for row in small)):>9}  {len(small)} smaller ones")
 
 
 def build(group: str, env: Path) -> None:
@@ -145,7 +152,7 @@ def build(group: str, env: Path) -> None:
     show_sizes(pip, lock)
     # The lock file names every package with its digests, so there is nothing
     # to resolve; --no-deps also keeps out what it leaves out on purpose.
-    command = [*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "-r", str(lock)]
+    command = [*pip, "install", "--quiet", "--no-deps", "-r", str(lock)]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
         raise SetUpError(
             "pip could not install it (its reason stands above); run the same command again to"

@@ -30,7 +30,7 @@ def resolve(source: Path) -> dict[str, str]:
     """Name to version of everything that the .in file needs."""
     report = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
-         "--only-binary", ":all:", "--report", "-", "-r", str(source)],
+         "--report", "-", "-r", str(source)],
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout  # fmt: skip
     chosen = {
@@ -46,7 +46,11 @@ def resolve(source: Path) -> dict[str, str]:
 
 
 def digests(name: str, version: str) -> list[str]:
-    """The sha256 of every usable wheel of one version, from the index."""
+    """The sha256 of every usable wheel of one version, from the index.
+
+    The source archive's where there is no wheel, and only then: what has
+    wheels is never built here.
+    """
     request = urllib.request.Request(
         f"https://pypi.org/simple/{name}/",
         headers={"Accept": "application/vnd.pypi.simple.v1+json"},
@@ -54,12 +58,16 @@ def digests(name: str, version: str) -> list[str]:
     with urllib.request.urlopen(request, timeout=60) as answer:
         files = json.load(answer)["files"]
     spelled = re.compile(rf"^[^-]+-{re.escape(version)}-.*\.whl$")
-    return sorted(
+    wheels = [
         file["hashes"]["sha256"]
         for file in files
         if spelled.match(file["filename"])
         and KEEP.search(file["filename"])
         and not SKIP.search(file["filename"])
+    ]
+    source = re.compile(rf"^.+-{re.escape(version)}\.tar\.gz$")
+    return sorted(
+        wheels or [file["hashes"]["sha256"] for file in files if source.match(file["filename"])]
     )
 
 
@@ -70,7 +78,7 @@ def lock(group: str) -> None:
     for name, version in sorted(resolve(source).items()):
         found = digests(name, version)
         if not found:
-            raise SystemExit(f"error: {name} {version} has no wheel")
+            raise SystemExit(f"error: {name} {version} has no usable file")
         lines = [f"{name}=={version}", *(f"    --hash=sha256:{digest}" for digest in found)]
         out.append(" \\\n".join(lines) + "\n")
     (LOCKS / f"{group}.txt").write_text("".join(out), encoding="utf-8")

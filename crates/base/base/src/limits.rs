@@ -40,6 +40,10 @@ pub const SIM_SITES: usize = 100_000;
 /// Lines of a trainer's output that are kept for a failure report.
 pub const LOG_TAIL_LINES: usize = 200;
 
+/// Bytes of those lines together: they travel in one frame. The supervisor holds
+/// at most this much per running trainer.
+pub const LOG_TAIL_BYTES: usize = 256 * 1024;
+
 /// Bytes of one line of a trainer's output; the rest of a longer one is cut
 /// and said to be.
 pub const LOG_LINE: usize = 16 * 1024;
@@ -55,3 +59,7 @@ pub const JOB_SPEC: usize = 4 * 1024 * 1024;
 pub const LOG_FILE: u64 = 20 * 1024 * 1024;
 /// Rotated log files kept beside the current one.
 pub const LOG_FILES_KEPT: usize = 10;
+
+/// Bytes of log lines that wait for a terminal which takes none (Ctrl-S, a full
+/// pipe). Beyond that they go to the files only.
+pub const CONSOLE_BACKLOG: usize = 1024 * 1024;

@@ -1,1 +1,29 @@
-//! stub
+//! The Unix socket between an agent and its trainers, and the models that cross it.
+//!
+//! Never: decides which task a trainer gets, parses a model, starts a process,
+//! or trusts a byte from a trainer beyond its token; no caller of the trainer's
+//! side needs an async runtime.
+//!
+//! Start at [`BridgeListener`] for the agent's side and at [`BridgeClient`] for the
+//! trainer's. The messages are `firesteel_wire::bridge`, the specification is
+//! `docs/specs/bridge.md`.
+
+mod attach;
+mod client;
+mod connection;
+mod listener;
+mod mapping;
+mod pass;
+mod token;
+
+pub use attach::{AttachError, read_profile, write_profile};
+pub use client::{
+    BridgeClient, Check, ClientError, Delivery, Dial, Interrupted, Job, Outcome, Outgoing,
+    ResultModel,
+};
+pub use connection::{
+    BridgeReceiver, BridgeSender, Connection, ConnectionError, ModelSource, TrainerMessage, Work,
+};
+pub use firesteel_wire::bridge::{AttachProfile, TaskKey};
+pub use listener::{BindError, BridgeListener, Expected, Rejection};
+pub use mapping::{MapError, Mapping};

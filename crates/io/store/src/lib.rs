@@ -1,1 +1,34 @@
-//! stub
+//! Where a run lives on a disk: its directory, model files, snapshots and the
+//! state of its sites.
+//!
+//! Never: overwrites a model that somebody may still have mapped, leaves a
+//! half-written file under a final name, joins a name that a stranger chose
+//! into a path, or decides what is kept (the caller says so).
+//!
+//! Start at [`RunDir`]; a model in flight is a [`ModelObject`], made by
+//! [`Objects`]; what outlives the run is in [`KeptModels`].
+//! The layout is described in `docs/guides/runs.md`.
+
+#![deny(unsafe_code, clippy::indexing_slicing)]
+
+mod civil;
+mod disk;
+mod error;
+mod files;
+mod kept;
+mod mmap;
+mod objects;
+mod outbox;
+mod run;
+mod site_state;
+mod snapshots;
+
+pub use disk::{DiskPlan, check_free, disk_needed};
+pub use error::{ObjectError, RunError, SpaceError, StoreError};
+pub use files::write_aside;
+pub use kept::KeptModels;
+pub use objects::{ModelObject, ObjectId, Objects, Output};
+pub use outbox::Outbox;
+pub use run::{RunDir, RunEntry};
+pub use site_state::SiteState;
+pub use snapshots::{LoadedSnapshot, Snapshots};

@@ -1,1 +1,30 @@
-//! stub
+//! Folds many updates into one model: weighted mean, median, trimmed mean.
+//!
+//! Never: opens a file, reads a clock, starts a thread that outlives the call, or
+//! holds more than a few blocks of numbers beside the bytes it is given. The bits
+//! of the result do not depend on the CPU, the SIMD width or the thread count,
+//! only on the updates and the order in which they are given: site order.
+//!
+//! Start at [`verify`] for one update as it arrives and at [`plan`] for the fold.
+//! The rules per kind of tensor are in `docs/specs/aggregation.md`.
+
+#![forbid(unsafe_code)]
+
+mod cast;
+mod error;
+mod fold;
+mod integer;
+mod kernel;
+mod options;
+mod plan;
+mod report;
+mod scalar;
+mod verify;
+
+pub use cast::{Cast, CastError};
+pub use error::AggregateError;
+pub use fearless_simd::Level as SimdLevel;
+pub use options::{Contribution, Exclude, ExcludeError, Method, Model, Options, UpdateKind, Wide};
+pub use plan::{Plan, plan};
+pub use report::{PartialKey, Report};
+pub use verify::{VerifyProblem, failure, verify};

@@ -15,6 +15,8 @@ pub mod frame;
 
 pub mod bridge;
 pub mod control;
+pub mod options;
+pub mod snapshot;
 pub mod spec;
 pub mod supervise;
 

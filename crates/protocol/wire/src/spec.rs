@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use firesteel_base::{Hint, SiteName, limits};
+use firesteel_base::{Hint, Round, SiteName, limits};
+use firesteel_flow::{
+    FedAvgConfig, KeyMetric, LatePolicy, MetricMode, ParamsType, Returning, StopCondition,
+};
 use serde::{Deserialize, Serialize};
 
 /// Why a job spec was refused: always with the field.
@@ -357,12 +360,7 @@ impl JobSpec {
                 ),
             ));
         }
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let spec: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let path = error.path().to_string();
-            let field = if path == "." { "job".to_owned() } else { path };
-            SpecError::new(field, error.into_inner().to_string())
-        })?;
+        let spec: Self = read(json)?;
         spec.check()?;
         Ok(spec)
     }
@@ -383,6 +381,53 @@ impl JobSpec {
     /// The settings of a site, empty ones where nothing differs.
     pub fn settings(&self, site: &SiteName) -> SiteSettings {
         self.site.get(site.as_str()).cloned().unwrap_or_default()
+    }
+
+    /// The settings of the federated average that this job asks for.
+    pub fn fedavg(&self) -> FedAvgConfig {
+        let Algorithm::Fedavg { num_rounds, start_round } = self.algorithm;
+        let name = |text: &String| SiteName::new(text).expect("checked when the spec was parsed");
+        let policy = &self.policy;
+        let weights = self.aggregation.site_weights.iter();
+        FedAvgConfig {
+            sites: self.site_names(),
+            num_rounds,
+            start_round: Round(start_round),
+            min_clients: self.min_clients as usize,
+            quorum_start: policy.quorum_start.map(|sites| sites as usize),
+            quorum_round: policy.quorum_round.map(|sites| sites as usize),
+            required_sites: policy.required_sites.iter().map(name).collect(),
+            round: policy.round_s.map(seconds),
+            task: policy.task_s.map(seconds),
+            grace: policy.grace_s.map(seconds),
+            late: match policy.late {
+                Late::Drop => LatePolicy::Drop,
+                Late::NextRound => LatePolicy::CountNextRound,
+            },
+            on_failure: match policy.on_failure {
+                OnFailure::Retry => firesteel_flow::OnFailure::RetryNextRound,
+                OnFailure::Exclude => firesteel_flow::OnFailure::Exclude,
+            },
+            max_failures: policy.max_failures,
+            returning: Returning::SameRound,
+            site_weights: weights.map(|(site, weight)| (name(site), *weight)).collect(),
+            params_type: Some(match self.trainer.transfer {
+                Transfer::Full => ParamsType::Full,
+                Transfer::Diff => ParamsType::Diff,
+            }),
+            exclude: self.aggregation.exclude.clone(),
+            key_metric: Some(KeyMetric {
+                name: self.selection.key_metric.clone(),
+                mode: match self.selection.mode {
+                    Direction::Max => MetricMode::Max,
+                    Direction::Min => MetricMode::Min,
+                },
+            }),
+            stop: self.stop.condition.as_ref().map(|condition| {
+                condition.parse().expect("checked when the spec was parsed")
+            }),
+            patience: self.stop.patience,
+        }
     }
 
     fn check(&self) -> Result<(), SpecError> {
@@ -442,7 +487,10 @@ impl JobSpec {
             );
         }
         if let Some(condition) = &self.stop.condition {
-            StopCondition::parse(condition)?;
+            condition.parse::<StopCondition>().map_err(|error| {
+                let hint = error.hint();
+                SpecError { field: "stop_cond".into(), problem: error.to_string(), hint }
+            })?;
         }
         if self.initial_model.is_none() && self.trainer.transfer == Transfer::Diff {
             return Err(SpecError::new(
@@ -597,69 +645,14 @@ impl JobSpec {
     }
 }
 
-/// How a metric is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
-    /// `>=`
-    AtLeast,
-    /// `>`
-    Over,
-    /// `<=`
-    AtMost,
-    /// `<`
-    Under,
-    /// `==`
-    Equal,
-}
-
-/// A stop condition, `"<metric> <op> <number>"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StopCondition {
-    /// The metric.
-    pub metric: String,
-    /// How it is compared.
-    pub comparison: Comparison,
-    /// With what.
-    pub value: f64,
-}
-
-impl StopCondition {
-    /// Reads a condition.
-    ///
-    /// # Errors
-    /// [`SpecError`] on the field `stop_cond`.
-    pub fn parse(text: &str) -> Result<Self, SpecError> {
-        let wrong = || {
-            SpecError::new(
-                "stop_cond",
-                format!("is {text:?}, expected \"<metric> <op> <number>\" with spaces, where <op> is >=, >, <=, < or =="),
-            )
-            .hint("for example stop_cond=\"accuracy >= 0.95\"")
-        };
-        let mut words = text.split_whitespace();
-        let (Some(metric), Some(op), Some(value), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Err(wrong());
-        };
-        let comparison = match op {
-            ">=" => Comparison::AtLeast,
-            ">" => Comparison::Over,
-            "<=" => Comparison::AtMost,
-            "<" => Comparison::Under,
-            "==" | "=" => Comparison::Equal,
-            _ => return Err(wrong()),
-        };
-        let value: f64 = value.parse().map_err(|_| wrong())?;
-        if !value.is_finite() {
-            return Err(wrong());
-        }
-        Ok(Self {
-            metric: metric.to_owned(),
-            comparison,
-            value,
-        })
-    }
+/// Reads JSON, naming the field where it stops being what it should.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, SpecError> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "job".to_owned() } else { path };
+        SpecError::new(field, error.into_inner().to_string())
+    })
 }
 
 /// Seconds of a checked spec as a duration.
@@ -777,18 +770,6 @@ mod tests {
         for (field, change) in cases {
             let error = refused(change);
             assert!(error.contains(field), "expected {field} in: {error}");
-        }
-    }
-
-    #[test]
-    fn stop_conditions_are_three_words() {
-        let parsed = StopCondition::parse("val_loss <= 0.25").unwrap();
-        assert_eq!(
-            (parsed.comparison, parsed.value),
-            (Comparison::AtMost, 0.25)
-        );
-        for bad in ["", "a", "a >=", "a >= b", "a => 1", "a >= nan", "a >= 1 2"] {
-            assert!(StopCondition::parse(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,1 +1,19 @@
-//! stub
+//! The process, or in a simulation the task, that acts for a site: it takes the
+//! server's tasks, starts and watches the trainer that does them, and hands the
+//! results over.
+//!
+//! Never: runs user code, decides what a round needs (the server's workflow
+//! does), or keeps a trainer waiting for another site.
+//!
+//! Start at [`Agent::run`].
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod slots;
+mod trainer;
+mod verdict;
+mod welcome;
+
+pub use agent::{Agent, AgentError, AgentParts, Launch};
+pub use slots::{Slot, Slots};

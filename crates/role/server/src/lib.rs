@@ -1,1 +1,19 @@
-//! stub
+//! The server of a job: drives its workflow, talks to the sites' agents, checks
+//! and sums their updates, and writes down what was decided.
+//!
+//! Never: opens a port by itself (streams are handed to it), runs user code, or
+//! holds more of a model than a mapping of its file.
+//!
+//! Start at [`Job::run`].
+
+#![forbid(unsafe_code)]
+
+mod driver;
+mod fold;
+mod link;
+mod report;
+mod watch;
+
+pub use driver::{Job, JobError, JobParts};
+pub use watch::Watch;
+pub use report::{JobReport, SiteFailureReport};

@@ -1,0 +1,16 @@
+"""The trivial trainer, for FLARE: adds one to every weight."""
+
+import nvflare.client as flare
+
+
+def main() -> None:
+    flare.init()
+    while flare.is_running():
+        model = flare.receive()
+        params = {name: value + 1 for name, value in model.params.items()}
+        mean = float(next(iter(params.values())).mean())
+        flare.send(flare.FLModel(params=params, metrics={"mean": mean}))
+
+
+if __name__ == "__main__":
+    main()

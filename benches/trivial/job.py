@@ -1,0 +1,35 @@
+"""The trivial job."""
+
+import argparse
+import os
+
+import numpy as np
+from firesteel import load_model
+from firesteel.recipe import FedAvgRecipe, SimEnv
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sites", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+
+    recipe = FedAvgRecipe(
+        name="trivial",
+        framework="numpy",
+        model={"weights": np.arange(1, 10, dtype=np.float32).reshape(3, 3)},
+        min_clients=options.sites,
+        num_rounds=options.rounds,
+        train_script=os.path.join(os.path.dirname(os.path.abspath(__file__)), "client.py"),
+        key_metric="mean",
+    )
+    run = recipe.execute(
+        SimEnv(num_clients=options.sites, workspace_root=os.path.abspath("ws"))
+    )
+    result = run.get_result()
+    path = os.path.join(result, "models", "final.safetensors") if os.path.isdir(result) else result
+    print("first weight:", float(load_model(path)["weights"].ravel()[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+//! A model's bytes in a trainer's memory.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::ptr::NonNull;
+
+use memmap2::{MmapMut, MmapOptions};
+
+/// Alignment of every mapping's first byte: a cache line and the widest vector.
+const ALIGNMENT: usize = 64;
+
+/// Why a model could not be brought into memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// The file could not be opened, measured or read.
+    #[error("the model file could not be read")]
+    Read(#[source] io::Error),
+    /// The file is shorter than announced: using it would end the process.
+    #[error("the model file has {actual} bytes, {announced} were announced")]
+    TooShort {
+        /// Bytes in the file.
+        actual: u64,
+        /// Bytes that were announced.
+        announced: u64,
+    },
+    /// There is no room for a copy.
+    #[error("no memory for {bytes} bytes of model")]
+    NoMemory {
+        /// Bytes that were needed.
+        bytes: u64,
+    },
+}
+
+/// A model's bytes: readable, writable, and private to this process.
+///
+/// Writing changes no file: pages are copied when they are first written to.
+/// The bytes stay where they are until the mapping is dropped.
+#[derive(Debug)]
+pub struct Mapping(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// With its file, from which it can be mapped anew.
+    Mapped(MmapMut, File),
+    Owned(Aligned),
+}
+
+impl Mapping {
+    /// Maps the first `length` bytes of a file; where the file system cannot
+    /// map, reads them instead.
+    ///
+    /// The file must not change while the mapping lives.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn from_file(file: File, length: u64) -> Result<Self, MapError> {
+        let actual = file.metadata().map_err(MapError::Read)?.len();
+        if actual < length {
+            return Err(MapError::TooShort { actual, announced: length });
+        }
+        let bytes = usize::try_from(length).map_err(|_| MapError::NoMemory { bytes: length })?;
+        if bytes == 0 {
+            return Ok(Self(Kind::Owned(Aligned::zeroed(0)?)));
+        }
+        // SAFETY: the mapping is private, and a model file is immutable from the
+        // moment it has its name: it is written aside, renamed, and locked
+        // against removal by the description that is mapped here.
+        match unsafe { MmapOptions::new().len(bytes).map_copy(&file) } {
+            Ok(mapped) => Ok(Self(Kind::Mapped(mapped, file))),
+            Err(_) => Self::copy_of(file, bytes),
+        }
+    }
+
+    /// Maps a whole file.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn open(path: &Path) -> Result<Self, MapError> {
+        let file = File::open(path).map_err(MapError::Read)?;
+        let length = file.metadata().map_err(MapError::Read)?.len();
+        Self::from_file(file, length)
+    }
+
+    /// Maps a descriptor that came through a socket.
+    pub(crate) fn from_descriptor(descriptor: OwnedFd, length: u64) -> Result<Self, MapError> {
+        Self::from_file(File::from(descriptor), length)
+    }
+
+    /// Takes a copy of bytes, aligned for any element.
+    ///
+    /// # Errors
+    /// [`MapError::NoMemory`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MapError> {
+        let mut owned = Aligned::zeroed(bytes.len())?;
+        owned.as_mut_slice().copy_from_slice(bytes);
+        Ok(Self(Kind::Owned(owned)))
+    }
+
+    /// Zeros, to be filled through [`Mapping::as_mut_slice`].
+    pub(crate) fn zeroed(length: u64) -> Result<Self, MapError> {
+        let bytes = usize::try_from(length).map_err(|_| MapError::NoMemory { bytes: length })?;
+        Ok(Self(Kind::Owned(Aligned::zeroed(bytes)?)))
+    }
+
+    fn copy_of(mut file: File, bytes: usize) -> Result<Self, MapError> {
+        let mut owned = Aligned::zeroed(bytes)?;
+        file.read_exact(owned.as_mut_slice()).map_err(MapError::Read)?;
+        Ok(Self(Kind::Owned(owned)))
+    }
+
+    /// The same model once more. From a file it comes as it is in the file,
+    /// whatever was written to this mapping; a copy is copied as it is now.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn again(&self) -> Result<Self, MapError> {
+        match &self.0 {
+            Kind::Mapped(mapped, file) => {
+                let file = file.try_clone().map_err(MapError::Read)?;
+                Self::from_file(file, mapped.len() as u64)
+            }
+            Kind::Owned(owned) => Self::from_bytes(owned.as_slice()),
+        }
+    }
+
+    /// The first byte; valid for reads and writes of [`Mapping::len`] bytes until
+    /// the mapping is dropped. Aligned to 64 bytes.
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.0 {
+            Kind::Mapped(mapped, _) => mapped.as_ptr().cast_mut(),
+            Kind::Owned(owned) => owned.start.as_ptr(),
+        }
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Kind::Mapped(mapped, _) => mapped.len(),
+            Kind::Owned(owned) => owned.length,
+        }
+    }
+
+    /// True when there is not one byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes. Nothing may write through [`Mapping::as_ptr`] meanwhile.
+    pub fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Kind::Mapped(mapped, _) => mapped,
+            Kind::Owned(owned) => owned.as_slice(),
+        }
+    }
+
+    /// The bytes, to be changed.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Kind::Mapped(mapped, _) => mapped,
+            Kind::Owned(owned) => owned.as_mut_slice(),
+        }
+    }
+}
+
+/// Owned bytes that start at a multiple of [`ALIGNMENT`].
+#[derive(Debug)]
+struct Aligned {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the bytes are owned by this value alone, as a `Box<[u8]>`'s are.
+unsafe impl Send for Aligned {}
+// SAFETY: shared access only reads, as with a `Box<[u8]>`.
+unsafe impl Sync for Aligned {}
+
+impl Aligned {
+    fn layout(length: usize) -> Result<Layout, MapError> {
+        Layout::from_size_align(length.max(1), ALIGNMENT)
+            .map_err(|_| MapError::NoMemory { bytes: length as u64 })
+    }
+
+    fn zeroed(length: usize) -> Result<Self, MapError> {
+        let layout = Self::layout(length)?;
+        // SAFETY: the layout's size is at least one.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })
+            .ok_or(MapError::NoMemory { bytes: length as u64 })?;
+        Ok(Self { start, length })
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` was allocated, zeroed, with `length` bytes at least.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.length).expect("the same layout was valid before");
+        // SAFETY: allocated with this very layout, and freed only here.
+        unsafe { dealloc(self.start.as_ptr(), layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn writing_to_a_mapping_leaves_the_file_alone() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 10_000]).unwrap();
+        let mut mapping = Mapping::open(file.path()).unwrap();
+        assert_eq!((mapping.len(), mapping.as_ptr() as usize % ALIGNMENT), (10_000, 0));
+        mapping.as_mut_slice()[5_000] = 9;
+        assert_eq!(mapping.as_slice()[5_000], 9);
+        assert_eq!(std::fs::read(file.path()).unwrap(), [7; 10_000]);
+    }
+
+    #[test]
+    fn a_file_shorter_than_announced_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10).unwrap();
+        let error = Mapping::from_file(file, 11).unwrap_err();
+        assert_eq!(error.to_string(), "the model file has 10 bytes, 11 were announced");
+    }
+
+    #[test]
+    fn bytes_are_aligned_and_none_are_fine() {
+        for length in [0, 1, 63, 64, 65, 70_000] {
+            let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
+            let mapping = Mapping::from_bytes(&bytes).unwrap();
+            assert_eq!(mapping.as_ptr() as usize % ALIGNMENT, 0);
+            assert_eq!(mapping.as_slice(), bytes);
+            assert_eq!(mapping.is_empty(), length == 0);
+        }
+        assert!(Mapping::from_file(tempfile::tempfile().unwrap(), 0).unwrap().is_empty());
+        assert!(matches!(Mapping::zeroed(u64::MAX), Err(MapError::NoMemory { .. })));
+    }
+}

@@ -1,0 +1,412 @@
+//! What a fold will do, decided and checked before a byte is written.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use firesteel_tensor::text::shown;
+use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, TensorInfo};
+
+use crate::error::AggregateError;
+use crate::kernel::order::{Network, Rank};
+use crate::options::{Contribution, Method, Model, Options, UpdateKind, Wide};
+use crate::report::{PartialKey, Report, joined};
+use crate::scalar::{cut_of, fold_tree};
+use crate::verify::{VerifyProblem, misfit};
+
+/// Marks a key that a source does not have.
+pub(crate) const ABSENT: u64 = u64::MAX;
+
+/// A fold that can be carried out: everything fits, and the result's layout is
+/// known. Only bools and numbers that outgrow their dtype can still fail it.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    pub(crate) sources: Vec<Source<'a>>,
+    pub(crate) model: Option<Model<'a>>,
+    /// In the order of the result's tensors.
+    pub(crate) keys: Vec<Key>,
+    pub(crate) header: ModelHeader,
+    pub(crate) header_bytes: Vec<u8>,
+    pub(crate) options: Options,
+    /// The sorting networks of every number of sources that a key has.
+    pub(crate) networks: BTreeMap<usize, Network>,
+    pub(crate) report: Report,
+}
+
+/// One site's file, and where in its data each key's tensor starts.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) site: &'a str,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) data_start: u64,
+    /// Rounded to f32.
+    pub(crate) weight: f64,
+    /// Shared by the sites whose files are laid out alike: nearly always all.
+    pub(crate) places: Arc<[u64]>,
+}
+
+/// One tensor of the result.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: Arc<str>,
+    pub(crate) shape: Vec<u64>,
+    /// What the sites send; the model's when none sends it.
+    pub(crate) dtype: DType,
+    /// How many sites send it.
+    pub(crate) sites: usize,
+    /// The tensor of the model, by its place in the model's header.
+    pub(crate) model: Option<usize>,
+}
+
+impl Plan<'_> {
+    /// The result's header.
+    pub fn header(&self) -> &ModelHeader {
+        &self.header
+    }
+
+    /// The result's first bytes, up to the data; [`Plan::fold`] writes them too.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.header_bytes
+    }
+
+    /// Bytes of the whole result, which the output of [`Plan::fold`] must have.
+    pub fn output_len(&self) -> u64 {
+        self.header.total_len()
+    }
+
+    /// The order statistic of `sites` values; `None` for a mean.
+    pub(crate) fn rank(&self, sites: usize) -> Option<Rank> {
+        rank(self.options.method, sites)
+    }
+}
+
+fn rank(method: Method, sites: usize) -> Option<Rank> {
+    match method {
+        Method::Mean => None,
+        Method::Median => Some(Rank::Median),
+        Method::TrimmedMean(fraction) => Some(Rank::Trimmed(cut_of(fraction, sites))),
+    }
+}
+
+/// Checks the updates against each other and the model, and lays the result out.
+///
+/// `contributions` are in site order; the result's bits depend on it. `model` is
+/// the model that the sites were given (or the server's wide copy of it): needed
+/// for [`UpdateKind::Diff`], and keeps the keys that no site sends.
+///
+/// # Errors
+/// [`AggregateError`] for everything that can be known without reading tensors.
+pub fn plan<'a>(
+    contributions: &[Contribution<'a>],
+    model: Option<Model<'a>>,
+    options: &Options,
+) -> Result<Plan<'a>, AggregateError> {
+    check_options(contributions, model, options)?;
+    let mut report = Report::default();
+    let counted = counted(contributions, options, &mut report)?;
+    report.sites = counted.len();
+    let mut keys = Keys::new(model.map(|m| m.header), options);
+    let places = keys.place_all(&counted)?;
+    let untied = std::mem::take(&mut keys.untied);
+    if !untied.is_empty() {
+        report.warnings.push(format!(
+            "{} came apart from the tensor that the model ties to it; the tied one counts",
+            joined(&untied, "`")
+        ));
+    }
+    let (keys, left_out) = keys.finish(&places);
+    report.excluded.extend(left_out);
+    let tree = fold_tree(
+        &counted,
+        model.map(|m| m.header.tree()),
+        options,
+        &mut report,
+    )?;
+
+    let like = model.map_or(counted[0].header, |m| m.header);
+    let mut builder = HeaderBuilder::new();
+    for key in &keys {
+        let dtype = Wide::widened(options.master_dtype, key.dtype);
+        builder.tensor(&key.name, dtype, &key.shape);
+    }
+    let names: HashSet<_> = keys.iter().map(|key| &key.name).collect();
+    for (alias, name) in like.aliases() {
+        if names.contains(name) {
+            builder.alias(alias, name);
+        }
+    }
+    if let Some(tree) = tree {
+        builder.tree(tree);
+    }
+    for (key, value) in like.metadata() {
+        builder.metadata(key, value);
+    }
+    let (header_bytes, header) = builder.encode()?;
+
+    let sources = counted.iter().zip(places).map(|(c, places)| Source {
+        site: c.site,
+        bytes: c.bytes,
+        data_start: c.header.data_start(),
+        weight: f64::from(c.weight as f32),
+        places,
+    });
+    let sources: Vec<_> = sources.collect();
+    note_keys(&keys, sources.len(), options, &mut report);
+    let networks = keys.iter().filter(|key| key.sites > 0).filter_map(|key| {
+        let rank = rank(options.method, key.sites)?;
+        Some((key.sites, rank))
+    });
+    let networks: BTreeMap<_, _> = networks.collect();
+    let networks = networks.into_iter().map(|(sites, rank)| (sites, Network::new(sites, rank)));
+    Ok(Plan {
+        networks: networks.collect(),
+        sources,
+        model,
+        keys,
+        header,
+        header_bytes,
+        options: options.clone(),
+        report,
+    })
+}
+
+fn check_options(
+    contributions: &[Contribution<'_>],
+    model: Option<Model<'_>>,
+    options: &Options,
+) -> Result<(), AggregateError> {
+    if contributions.is_empty() {
+        return Err(AggregateError::Nothing);
+    }
+    if options.kind == UpdateKind::Diff && model.is_none() {
+        return Err(AggregateError::DiffWithoutModel);
+    }
+    if let Method::TrimmedMean(fraction) = options.method
+        && !(0.0..0.5).contains(&fraction)
+    {
+        return Err(AggregateError::Trim { fraction });
+    }
+    let length = |owner: &str, header: &ModelHeader, bytes: &[u8]| {
+        let (length, expected) = (bytes.len() as u64, header.total_len());
+        if length == expected {
+            return Ok(());
+        }
+        Err(AggregateError::Length {
+            owner: owner.to_owned(),
+            length,
+            expected,
+        })
+    };
+    if let Some(model) = model {
+        length("the model", model.header, model.bytes)?;
+    }
+    contributions
+        .iter()
+        .try_for_each(|c| length(c.site, c.header, c.bytes))
+}
+
+/// The contributions that count: for a mean, those with a weight.
+fn counted<'a>(
+    contributions: &[Contribution<'a>],
+    options: &Options,
+    report: &mut Report,
+) -> Result<Vec<Contribution<'a>>, AggregateError> {
+    if options.method != Method::Mean {
+        return Ok(contributions.to_vec());
+    }
+    let mut counted = Vec::with_capacity(contributions.len());
+    let mut weightless = Vec::new();
+    for contribution in contributions {
+        let weight = contribution.weight as f32;
+        if !(weight.is_finite() && weight >= 0.0) {
+            return Err(AggregateError::Weight {
+                site: contribution.site.to_owned(),
+                weight: contribution.weight,
+            });
+        }
+        if weight == 0.0 {
+            weightless.push(contribution.site);
+        } else {
+            counted.push(*contribution);
+        }
+    }
+    if counted.is_empty() {
+        return Err(AggregateError::NoWeight {
+            sites: contributions.len(),
+        });
+    }
+    if !weightless.is_empty() {
+        report.warnings.push(format!(
+            "{} counted for nothing, with a weight of zero",
+            joined(&weightless, "")
+        ));
+    }
+    Ok(counted)
+}
+
+/// The result's keys while the sites' files are looked through.
+struct Keys<'o> {
+    list: Vec<Key>,
+    /// From a name or an alias to the key's place in `list`.
+    index: HashMap<Arc<str>, usize>,
+    /// With a model, no key is added to its own.
+    closed: bool,
+    options: &'o Options,
+    excluded: Vec<Arc<str>>,
+    untied: Vec<Arc<str>>,
+}
+
+impl<'o> Keys<'o> {
+    fn new(model: Option<&ModelHeader>, options: &'o Options) -> Self {
+        let mut keys = Self {
+            list: Vec::new(),
+            index: HashMap::new(),
+            closed: model.is_some(),
+            options,
+            excluded: Vec::new(),
+            untied: Vec::new(),
+        };
+        for (at, tensor) in model.iter().flat_map(|m| m.tensors()).enumerate() {
+            keys.add(tensor, Some(at));
+        }
+        keys.add_aliases(model);
+        keys
+    }
+
+    fn add(&mut self, tensor: &TensorInfo, model: Option<usize>) -> usize {
+        self.list.push(Key {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            dtype: tensor.dtype,
+            sites: 0,
+            model,
+        });
+        self.index.insert(tensor.name.clone(), self.list.len() - 1);
+        self.list.len() - 1
+    }
+
+    fn add_aliases(&mut self, header: Option<&ModelHeader>) {
+        for (alias, name) in header.iter().flat_map(|h| h.aliases()) {
+            if let Some(at) = self.index.get(name).copied() {
+                self.index.entry(alias.clone()).or_insert(at);
+            }
+        }
+    }
+
+    /// Where each contribution has each key.
+    fn place_all(
+        &mut self,
+        contributions: &[Contribution<'_>],
+    ) -> Result<Vec<Arc<[u64]>>, AggregateError> {
+        let mut known: Vec<(&ModelHeader, Arc<[u64]>)> = Vec::new();
+        let mut places = Vec::with_capacity(contributions.len());
+        for contribution in contributions {
+            let header = contribution.header;
+            // Thousands of sites with a hundred thousand tensors each: what is
+            // laid out alike is looked up once.
+            let alike = known.iter().find(|(other, _)| {
+                other.tensors() == header.tensors() && other.aliases() == header.aliases()
+            });
+            if let Some((_, found)) = alike {
+                places.push(found.clone());
+                continue;
+            }
+            let found = self.place(header).map_err(|problem| AggregateError::Update {
+                site: contribution.site.to_owned(),
+                problem,
+            })?;
+            if known.len() < 4 {
+                known.push((header, found.clone()));
+            }
+            places.push(found);
+        }
+        Ok(places)
+    }
+
+    fn place(&mut self, header: &ModelHeader) -> Result<Arc<[u64]>, VerifyProblem> {
+        let mut places = vec![ABSENT; self.list.len()];
+        let aliases: HashMap<_, _> = header.aliases().iter().map(|(a, n)| (n, a)).collect();
+        for tensor in header.tensors() {
+            if self.options.exclude.contains(&tensor.name) {
+                self.excluded.push(tensor.name.clone());
+                continue;
+            }
+            let known = self.index.get(&tensor.name).copied();
+            let by_alias = || self.index.get(*aliases.get(&tensor.name)?).copied();
+            let at = match known.or_else(by_alias) {
+                Some(at) => at,
+                None if self.closed => {
+                    return Err(VerifyProblem::UnknownTensor {
+                        tensor: shown(&tensor.name),
+                    });
+                }
+                None => {
+                    places.push(ABSENT);
+                    self.add(tensor, None)
+                }
+            };
+            self.fit(at, tensor)?;
+            if places[at] != ABSENT {
+                self.untied.push(tensor.name.clone());
+            }
+            // Under its own name a tensor counts before one under an alias.
+            if places[at] == ABSENT || self.list[at].name == tensor.name {
+                places[at] = tensor.start;
+            }
+        }
+        for (alias, name) in header.aliases() {
+            let at = self.index.get(alias).copied();
+            if let (Some(at), Some(tensor)) = (at, header.get(name))
+                && places[at] == ABSENT
+            {
+                self.fit(at, tensor)?;
+                places[at] = tensor.start;
+            }
+        }
+        if !self.closed {
+            self.add_aliases(Some(header));
+        }
+        Ok(places.into())
+    }
+
+    /// Checks a tensor against its key, whose dtype becomes what sites send.
+    fn fit(&mut self, at: usize, tensor: &TensorInfo) -> Result<(), VerifyProblem> {
+        let key = &mut self.list[at];
+        // What is sent the first time holds for all, even under a wide model.
+        let wide = self.options.master_dtype.filter(|_| key.sites == 0);
+        if let Some(problem) = misfit(tensor, &key.shape, key.dtype, wide) {
+            return Err(problem);
+        }
+        key.dtype = tensor.dtype;
+        key.sites += 1;
+        Ok(())
+    }
+
+    /// The keys with their number of sites, and the names that are left out.
+    fn finish(mut self, places: &[Arc<[u64]>]) -> (Vec<Key>, Vec<Arc<str>>) {
+        for (at, key) in self.list.iter_mut().enumerate() {
+            let has = |places: &&Arc<[u64]>| places.get(at).is_some_and(|p| *p != ABSENT);
+            key.sites = places.iter().filter(has).count();
+        }
+        let names: HashSet<_> = self.list.iter().map(|key| &key.name).collect();
+        // Those that the model has are noted with the model's keys.
+        self.excluded.retain(|name| !names.contains(name));
+        self.excluded.sort_unstable();
+        self.excluded.dedup();
+        (self.list, self.excluded)
+    }
+}
+
+fn note_keys(keys: &[Key], sites: usize, options: &Options, report: &mut Report) {
+    for key in keys {
+        if options.exclude.contains(&key.name) {
+            report.excluded.push(key.name.clone());
+        } else if key.sites == 0 {
+            report.kept.push(key.name.clone());
+        } else if key.sites < sites {
+            report.partial.push(PartialKey {
+                key: key.name.clone(),
+                sites: key.sites,
+            });
+        }
+    }
+}

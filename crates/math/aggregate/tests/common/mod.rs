@@ -1,0 +1,208 @@
+//! Model files built in memory, and the plain scalar fold that the product's is
+//! compared with.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use firesteel_aggregate::{Contribution, Method, Model, SimdLevel, UpdateKind};
+use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, Tree, float};
+
+/// A model file at an address of the test's choice.
+pub struct File {
+    pub header: ModelHeader,
+    room: Vec<u64>,
+    offset: usize,
+    length: usize,
+}
+
+impl File {
+    pub fn bytes(&self) -> &[u8] {
+        let all: &[u8] = bytemuck::cast_slice(&self.room);
+        &all[self.offset..self.offset + self.length]
+    }
+
+    pub fn model(&self) -> Model<'_> {
+        Model {
+            header: &self.header,
+            bytes: self.bytes(),
+        }
+    }
+
+    pub fn from<'a>(&'a self, site: &'a str, weight: f64) -> Contribution<'a> {
+        Contribution {
+            site,
+            weight,
+            header: &self.header,
+            bytes: self.bytes(),
+        }
+    }
+
+    pub fn tensor(&self, name: &str) -> &[u8] {
+        let tensor = self.header.get(name).expect("the tensor is there");
+        self.header.bytes_of(tensor, self.bytes()).unwrap()
+    }
+}
+
+/// Collects tensors for a [`File`].
+#[derive(Default)]
+pub struct Maker {
+    builder: HeaderBuilder,
+    data: Vec<(String, Vec<u8>)>,
+    offset: usize,
+}
+
+impl Maker {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn raw(mut self, name: &str, dtype: DType, shape: &[u64], bytes: Vec<u8>) -> Self {
+        self.builder.tensor(name, dtype, shape);
+        self.data.push((name.to_owned(), bytes));
+        self
+    }
+
+    pub fn f32(self, name: &str, values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.raw(name, DType::F32, &[values.len() as u64], bytes)
+    }
+
+    pub fn i64(self, name: &str, shape: &[u64], values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.raw(name, DType::I64, shape, bytes)
+    }
+
+    pub fn bools(self, name: &str, values: &[u8]) -> Self {
+        self.raw(name, DType::Bool, &[values.len() as u64], values.to_vec())
+    }
+
+    pub fn alias(mut self, alias: &str, name: &str) -> Self {
+        self.builder.alias(alias, name);
+        self
+    }
+
+    pub fn tree(mut self, json: &str) -> Self {
+        self.builder.tree(Tree::parse(json).expect("the test's tree"));
+        self
+    }
+
+    /// Puts the file at an address that is `offset` past an aligned one.
+    pub fn at(mut self, offset: usize) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    pub fn build(self) -> File {
+        let (mut bytes, header) = self.builder.encode().expect("the test's header");
+        for tensor in header.data_order() {
+            let (_, data) = self.data.iter().find(|(n, _)| **n == *tensor.name).unwrap();
+            assert_eq!(data.len() as u64, tensor.size(), "{}", tensor.name);
+            bytes.extend_from_slice(data);
+        }
+        let length = bytes.len();
+        let mut room = vec![0u64; (length + self.offset).div_ceil(8)];
+        bytemuck::cast_slice_mut::<_, u8>(&mut room)[self.offset..self.offset + length]
+            .copy_from_slice(&bytes);
+        File {
+            header,
+            room,
+            offset: self.offset,
+            length,
+        }
+    }
+}
+
+/// Every instruction set of this CPU, and none.
+pub fn levels() -> Vec<SimdLevel> {
+    let best = SimdLevel::new();
+    let mut levels = vec![SimdLevel::fallback(), SimdLevel::baseline(), best];
+    #[cfg(target_arch = "x86_64")]
+    {
+        levels.extend(best.as_sse4_2().map(SimdLevel::Sse4_2));
+        levels.extend(best.as_avx2().map(SimdLevel::Avx2));
+        levels.extend(best.as_avx512().map(SimdLevel::Avx512));
+    }
+    levels
+}
+
+/// Numbers that depend on nothing but the seed (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for at in (1..items.len()).rev() {
+            items.swap(at, (self.next() % (at as u64 + 1)) as usize);
+        }
+    }
+}
+
+/// One element of a float dtype.
+pub fn read(dtype: DType, bytes: &[u8]) -> f64 {
+    if dtype == DType::F64 {
+        return f64::from_le_bytes(bytes.try_into().unwrap());
+    }
+    let mut value = [0f32];
+    float::decode(dtype, bytes, &mut value);
+    f64::from(value[0])
+}
+
+/// What the fold of a float tensor must be, one element after the other.
+pub fn expected(
+    dtype: DType,
+    sources: &[(&[u8], f64)],
+    model: Option<(DType, &[u8])>,
+    (method, kind, to): (Method, UpdateKind, DType),
+) -> Vec<u8> {
+    let size = dtype.size();
+    let mut out = Vec::new();
+    for at in 0..sources[0].0.len() / size {
+        let values: Vec<f64> = sources
+            .iter()
+            .map(|(bytes, _)| read(dtype, &bytes[at * size..][..size]))
+            .collect();
+        let mut value = one(&values, sources, method);
+        if kind == UpdateKind::Diff {
+            let (dtype, bytes) = model.expect("a difference has a model");
+            value = read(dtype, &bytes[at * dtype.size()..][..dtype.size()]) + value;
+        }
+        let mut bytes = vec![0; to.size()];
+        float::encode(to, &[value], &mut bytes);
+        out.extend(bytes);
+    }
+    out
+}
+
+fn one(values: &[f64], sources: &[(&[u8], f64)], method: Method) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let count = values.len();
+    let kept = match method {
+        Method::Mean => {
+            let weights: Vec<f64> = sources.iter().map(|(_, w)| f64::from(*w as f32)).collect();
+            let mut sum = values[0] * weights[0];
+            let mut total = weights[0];
+            for at in 1..count {
+                sum += values[at] * weights[at];
+                total += weights[at];
+            }
+            return sum / total;
+        }
+        Method::Median if count % 2 == 1 => return sorted[count / 2],
+        Method::Median => &sorted[count / 2 - 1..=count / 2],
+        Method::TrimmedMean(fraction) => {
+            let cut = (fraction * count as f64).floor() as usize;
+            &sorted[cut..count - cut]
+        }
+    };
+    let mut sum = kept[0];
+    for value in &kept[1..] {
+        sum += value;
+    }
+    sum / kept.len() as f64
+}

@@ -1,0 +1,3 @@
+mod door;
+mod properties;
+mod scenarios;

@@ -1,0 +1,912 @@
+//! The agent's loop.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use firesteel_base::{Durations, Failure, FailureCode, Hint, Phase, Round, SiteName, TaskKey, limits};
+use firesteel_bridge::{AttachProfile, BridgeListener, Connection, ModelSource, TrainerMessage, Work, write_profile};
+use firesteel_launch::{ExternalSpec, Supervisor, TrainerEvent, TrainerSpec, WarmSpec, check_script};
+use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
+use firesteel_observe::{Level, Logger};
+use firesteel_store::{ModelObject, ObjectId, Objects, Outbox, SiteState};
+use firesteel_wire::PROTOCOL;
+use firesteel_wire::bridge::{TaskResult, task_result};
+use firesteel_wire::control::{
+    Assign, FailureMessage, Hello, Key, Metric, Object, StartJob, Stopped, TaskFailed,
+    TaskProgress, TaskState, ToServer, ToSite, Update, to_server, to_site,
+};
+use firesteel_wire::spec::{JobSpec, Mode};
+
+use crate::slots::{Slot, Slots};
+use crate::trainer::{Happened, Trainer};
+use crate::verdict::{Stage, judge};
+use crate::welcome::{self, Facts};
+
+/// How a site's trainers come about.
+#[derive(Clone)]
+pub enum Launch {
+    /// By a supervisor, as the job says.
+    Supervised(Supervisor),
+    /// By a person, who finds this file.
+    Attached(PathBuf),
+}
+
+/// What an agent works with.
+pub struct AgentParts {
+    /// The site it acts for.
+    pub site: SiteName,
+    /// How its trainers come about.
+    pub launch: Launch,
+    /// Where they connect.
+    pub listener: BridgeListener,
+    /// The workers of this machine.
+    pub slots: Slots,
+    /// A trainer for each task, not for the whole job: there are more sites than
+    /// workers.
+    pub per_task: bool,
+    /// The models in flight on this machine.
+    pub objects: Objects,
+    /// Where its trainers leave their results.
+    pub outbox: PathBuf,
+    /// Opened when first used: a site without state has no folder for it.
+    pub state_dir: PathBuf,
+    /// The directory its trainers run in.
+    pub cwd: PathBuf,
+    /// Who writes the logs.
+    pub logger: Logger,
+    /// How long things may take.
+    pub durations: Durations,
+}
+
+/// Why an agent could not do its work. What happens to a trainer is told to the
+/// server instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The connection to the server.
+    #[error("the connection to the server failed")]
+    Link(#[from] LinkError),
+    /// The server said no.
+    #[error("the server refused this site: {0}")]
+    Refused(String),
+    /// The server did not keep to the protocol.
+    #[error("the server sent {0}")]
+    Protocol(&'static str),
+    /// The job spec is not one.
+    #[error("the server sent a job that cannot be read")]
+    Spec(#[from] firesteel_wire::spec::SpecError),
+}
+
+/// A site's agent, for one job.
+pub struct Agent {
+    parts: AgentParts,
+    writer: Writer,
+    job: String,
+    spec: JobSpec,
+    seed: u64,
+    resume_round: Option<Round>,
+    task: Option<Task>,
+    trainer: Option<Trainer>,
+    slot: Option<Slot>,
+    /// The last result, held until its round is committed.
+    offered: Option<(Round, ModelObject)>,
+    ending: Option<Ending>,
+    script: String,
+    forced: u32,
+}
+
+/// The task in hand.
+struct Task {
+    key: TaskKey,
+    assign: Assign,
+    state: TaskState,
+    delivered: Option<Instant>,
+}
+
+/// The job's end.
+struct Ending {
+    reason: String,
+}
+
+impl Agent {
+    /// Acts for a site until the job ends or the server is gone; whichever comes,
+    /// no trainer of it is left.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn run(parts: AgentParts, stream: BoxStream) -> Result<(), AgentError> {
+        let (mut reader, mut writer) = split(stream);
+        let start = greet(&parts, &mut reader, &mut writer).await?;
+        let spec = JobSpec::parse(&start.spec)?;
+        let script = welcome::script(&spec, &parts.site);
+        let logger = parts.logger.for_job(&start.job).for_site(&parts.site);
+        let mut agent = Self {
+            parts: AgentParts { logger, ..parts },
+            writer,
+            job: start.job,
+            seed: start.seed,
+            resume_round: start.resume_round.map(Round),
+            script,
+            spec,
+            task: None,
+            trainer: None,
+            slot: None,
+            offered: None,
+            ending: None,
+            forced: 0,
+        };
+        agent.roll_back();
+        let result = agent.serve(&mut reader).await;
+        // Whatever happened, the trainer goes before the agent does.
+        if let Some(trainer) = &mut agent.trainer {
+            trainer.stop(Duration::ZERO).await;
+        }
+        result
+    }
+
+    async fn serve(&mut self, reader: &mut Reader) -> Result<(), AgentError> {
+        if let Launch::Attached(path) = &self.parts.launch {
+            let path = path.clone();
+            self.expect_attached(&path).await?;
+        }
+        loop {
+            if self.ending.is_some() && self.trainer.is_none() {
+                let stopped = to_server::Body::Stopped(Stopped { forced: self.forced });
+                self.say(stopped).await?;
+                self.writer.close().await?;
+                return Ok(());
+            }
+            let wants_slot = self.slot.is_none()
+                && self.trainer.is_none()
+                && self.task.is_some()
+                && matches!(self.parts.launch, Launch::Supervised(_));
+            let limit = self.trainer.as_ref().and_then(|trainer| trainer.limit);
+            let slots = self.parts.slots.clone();
+            tokio::select! {
+                message = reader.next::<ToSite>("ToSite") => match message? {
+                    Some(message) => self.on_server(message).await?,
+                    None => return self.server_gone(),
+                },
+                happened = next_of(&mut self.trainer) => self.on_trainer(happened).await?,
+                slot = slots.acquire(), if wants_slot => {
+                    self.slot = Some(slot);
+                    self.start_trainer().await?;
+                }
+                () = until(limit), if limit.is_some() => self.on_limit().await?,
+            }
+        }
+    }
+
+    fn server_gone(&self) -> Result<(), AgentError> {
+        if self.ending.is_some() {
+            return Ok(());
+        }
+        self.parts.logger.warning("the server closed the connection before the job's end");
+        Ok(())
+    }
+
+    async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {
+        self.writer.send(&ToServer { body: Some(body) }).await?;
+        Ok(())
+    }
+
+    // ----- what the server says -------------------------------------------
+
+    async fn on_server(&mut self, message: ToSite) -> Result<(), AgentError> {
+        match message.body {
+            Some(to_site::Body::Assign(assign)) => self.on_assign(assign).await,
+            Some(to_site::Body::Cancel(cancel)) => {
+                let ours = self.task.as_ref().is_some_and(|task| {
+                    cancel.key.as_ref() == Some(&Key::from(&task.key))
+                });
+                if ours {
+                    self.drop_task(&cancel.reason).await;
+                }
+                Ok(())
+            }
+            Some(to_site::Body::RoundCommitted(committed)) => {
+                if self.offered.as_ref().is_some_and(|(round, _)| round.0 <= committed.round) {
+                    self.offered = None;
+                }
+                Ok(())
+            }
+            Some(to_site::Body::EndJob(end)) => self.on_end(end.reason, end.abort).await,
+            // A second welcome says nothing new; an empty body is of a newer server.
+            _ => Ok(()),
+        }
+    }
+
+    async fn on_assign(&mut self, assign: Assign) -> Result<(), AgentError> {
+        let Some(Ok(key)) = assign.key.as_ref().map(TaskKey::try_from) else {
+            return Err(AgentError::Protocol("a task without a key"));
+        };
+        if self.task.as_ref().is_some_and(|task| task.key == key) {
+            return Ok(()); // told twice
+        }
+        if self.task.is_some() {
+            self.drop_task("a newer task has come").await;
+        }
+        // Acknowledged before its model has been looked at.
+        self.say(to_server::Body::TaskAccepted(Key::from(&key))).await?;
+        self.task = Some(Task { key, assign, state: TaskState::Queued, delivered: None });
+        self.progress(TaskState::Queued).await?;
+        self.deliver().await
+    }
+
+    /// Gives up the task in hand. A trainer that works on it cannot be asked to
+    /// leave off: it is ended, and the next task starts another.
+    async fn drop_task(&mut self, reason: &str) {
+        let Some(task) = self.task.take() else { return };
+        self.parts.logger.for_round(task.key.round).info(&format!("task dropped: {reason}"));
+        if task.delivered.is_some()
+            && let Some(trainer) = &mut self.trainer
+            && trainer.process.is_some()
+        {
+            trainer.stop(self.parts.durations.stop_grace).await;
+        }
+    }
+
+    async fn on_end(&mut self, reason: String, abort: bool) -> Result<(), AgentError> {
+        let grace = self.parts.durations.stop_grace;
+        let working = self.task.take().is_some_and(|task| task.delivered.is_some());
+        self.slot = None;
+        self.ending = Some(Ending { reason });
+        let Some(trainer) = &mut self.trainer else {
+            return Ok(());
+        };
+        if trainer.process.is_none() {
+            // Somebody else's process: it is told, and left to itself.
+            self.dismiss().await;
+            self.trainer = None;
+        } else if !trainer.met {
+            // It has not even connected; nothing of it is worth waiting for.
+            self.forced += 1;
+            trainer.stop(Duration::ZERO).await;
+        } else if abort || working {
+            self.dismiss().await;
+            if let Some(trainer) = &mut self.trainer {
+                trainer.stop(grace).await;
+            }
+        } else {
+            self.dismiss().await;
+            if let Some(trainer) = &mut self.trainer {
+                trainer.limit = Some(Instant::now() + grace);
+            }
+        }
+        Ok(())
+    }
+
+    // ----- trainers -------------------------------------------------------
+
+    async fn start_trainer(&mut self) -> Result<(), AgentError> {
+        let Launch::Supervised(supervisor) = self.parts.launch.clone() else {
+            return Ok(());
+        };
+        let Some(task) = &self.task else {
+            self.slot = None;
+            return Ok(());
+        };
+        let round = task.key.round;
+        if let Err(failure) = check_script(Path::new(&self.script)) {
+            self.slot = None;
+            return self.fail(failure).await;
+        }
+        let expected = match self.parts.listener.expect() {
+            Ok(expected) => expected,
+            Err(error) => {
+                let failure = Failure::new(FailureCode::Internal, Phase::Start, format!("no token could be made: {error}"));
+                return self.fail(failure).await;
+            }
+        };
+        if let Err(error) = std::fs::create_dir_all(&self.parts.outbox) {
+            let message = format!("could not create `{}`: {error}", self.parts.outbox.display());
+            return self.fail(Failure::new(FailureCode::DiskFull, Phase::Start, message)).await;
+        }
+        let slot = self.slot.take();
+        let spec = self.trainer_spec(round, expected.token(), slot.as_ref().and_then(Slot::gpus));
+        match supervisor.spawn(spec).await {
+            Ok(process) => {
+                let start = self.parts.durations.trainer_start;
+                self.trainer = Some(Trainer::new(Some(process), expected, slot, Some(start)));
+                self.progress(TaskState::Starting).await
+            }
+            Err(error) => {
+                let mut failure = Failure::new(FailureCode::SpawnFailed, Phase::Start, sentence(&error));
+                failure.hint = error.hint().unwrap_or_default();
+                self.fail(failure).await
+            }
+        }
+    }
+
+    fn trainer_spec(&self, round: Round, token: &str, gpus: Option<&str>) -> TrainerSpec {
+        let settings = self.spec.settings(&self.parts.site);
+        let mut env = self.spec.trainer.env.clone();
+        env.extend(settings.env);
+        if let Some(gpus) = gpus {
+            env.insert("CUDA_VISIBLE_DEVICES".into(), gpus.to_owned());
+        }
+        let socket = self.parts.listener.path().to_string_lossy().into_owned();
+        env.insert("FIRESTEEL_BRIDGE".into(), socket);
+        env.insert("FIRESTEEL_TOKEN".into(), token.to_owned());
+        let cwd = self.parts.cwd.clone();
+        let args = welcome::args(&self.spec, &self.parts.site);
+        match self.spec.trainer.mode {
+            Mode::External => {
+                let command = settings.command.unwrap_or_else(|| self.spec.trainer.command.clone());
+                let mut argv = command;
+                argv.push(self.script.clone());
+                argv.extend(args);
+                TrainerSpec::External(ExternalSpec { argv, cwd, env, terminal: None })
+            }
+            _ => TrainerSpec::Warm(WarmSpec {
+                script: PathBuf::from(&self.script),
+                args,
+                cwd,
+                env,
+                seed: Some(format!("{}/{}/{round}", self.seed, self.parts.site)),
+            }),
+        }
+    }
+
+    async fn expect_attached(&mut self, path: &Path) -> Result<(), AgentError> {
+        let failed = |problem: String| {
+            Failure::new(FailureCode::SpawnFailed, Phase::Start, problem)
+        };
+        let written = match self.parts.listener.expect() {
+            Err(error) => Err(failed(format!("no token could be made: {error}"))),
+            Ok(expected) => {
+                let profile = AttachProfile {
+                    schema_version: AttachProfile::SCHEMA_VERSION,
+                    execution_mode: "attach".to_owned(),
+                    socket: self.parts.listener.path().to_string_lossy().into_owned(),
+                    token: expected.token().to_owned(),
+                    site: self.parts.site.as_str().to_owned(),
+                    job: self.job.clone(),
+                };
+                let _ = std::fs::create_dir_all(&self.parts.outbox);
+                write_profile(path, &profile)
+                    .map(|()| expected)
+                    .map_err(|error| failed(sentence(&error)))
+            }
+        };
+        match written {
+            Ok(expected) => {
+                self.trainer = Some(Trainer::new(None, expected, None, None));
+                self.parts.logger.info(&format!(
+                    "waiting for a trainer to attach itself with {}",
+                    path.display()
+                ));
+                Ok(())
+            }
+            Err(failure) => {
+                self.parts.logger.error(&failure.to_string());
+                Err(AgentError::Protocol("nothing, for no trainer can attach itself"))
+            }
+        }
+    }
+
+    async fn on_trainer(&mut self, happened: Happened) -> Result<(), AgentError> {
+        match happened {
+            Happened::Connected(connection) => self.on_connected(*connection).await?,
+            Happened::Said(said) => self.on_said(said).await?,
+            Happened::Hung(error) => self.on_hung(error).await?,
+            Happened::Process(event) => self.on_process(event).await?,
+        }
+        if self.trainer.as_ref().is_some_and(Trainer::is_gone) {
+            self.on_gone().await?;
+        }
+        Ok(())
+    }
+
+    async fn on_connected(&mut self, mut connection: Connection) -> Result<(), AgentError> {
+        if connection.copies() {
+            self.parts.logger.info("no descriptor can be passed to this trainer: models are copied through its socket");
+        }
+        let state = self.state_file();
+        let facts = Facts {
+            job: &self.job,
+            site: &self.parts.site,
+            outbox: &self.parts.outbox,
+            state_file: state.as_deref(),
+            seed: self.spec.seed.map(|_| self.seed),
+        };
+        let welcomed = connection.welcome(&welcome::json(&self.spec, &facts)).await;
+        if let Some(trainer) = &mut self.trainer {
+            trainer.limit = None;
+            trainer.connect(connection);
+        }
+        match welcomed {
+            Ok(()) => Ok(()),
+            Err(error) => self.on_hung(Some(error)).await,
+        }
+    }
+
+    async fn on_said(&mut self, said: TrainerMessage) -> Result<(), AgentError> {
+        match said {
+            TrainerMessage::Next => {
+                if let Some(trainer) = &mut self.trainer {
+                    trainer.asks = true;
+                }
+                self.deliver().await
+            }
+            TrainerMessage::Result(result) => self.on_result(result).await,
+            TrainerMessage::Log(log) => {
+                let level = level_of(log.level);
+                let logger = self.parts.logger.named(&log.logger);
+                if log.dropped > 0 {
+                    logger.warning(&format!("{} lines of log were dropped here", log.dropped));
+                }
+                logger.log(level, &log.message, &[]);
+                Ok(())
+            }
+            TrainerMessage::Metric(metric) => {
+                self.say(to_server::Body::Metric(Metric { event: metric.json })).await
+            }
+            TrainerMessage::Failed(failed) => {
+                if let Some(trainer) = &mut self.trainer {
+                    trainer.crash = Some(failed);
+                    // A person's process need not end with its script.
+                    if trainer.process.is_none() {
+                        trainer.hang_up();
+                    }
+                }
+                Ok(())
+            }
+            TrainerMessage::Bye => self.on_hung(None).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn on_hung(&mut self, error: Option<firesteel_bridge::ConnectionError>) -> Result<(), AgentError> {
+        if let Some(error) = error {
+            self.parts.logger.debug(&format!("the trainer's connection ended: {}", sentence(&error)));
+        }
+        let grace = self.parts.durations.stop_grace;
+        let working = self.working();
+        if let Some(trainer) = &mut self.trainer {
+            trainer.hang_up();
+            // Its process usually ends at once; one that goes on without a
+            // connection will never answer.
+            if trainer.process.is_some() && trainer.exit.is_none() && trainer.limit.is_none() && working {
+                trainer.limit = Some(Instant::now() + grace);
+            }
+        }
+        Ok(())
+    }
+
+    async fn on_process(&mut self, event: TrainerEvent) -> Result<(), AgentError> {
+        match event {
+            TrainerEvent::Started { pid } => {
+                self.parts.logger.debug(&format!("trainer started as process {pid}"));
+                Ok(())
+            }
+            TrainerEvent::Output(lines) => {
+                let logger = self.parts.logger.named(&self.custom_logger());
+                lines.iter().for_each(|line| logger.info(&line.text));
+                Ok(())
+            }
+            TrainerEvent::Exited(report) => {
+                let drain = self.parts.durations.drain;
+                if let Some(trainer) = &mut self.trainer {
+                    trainer.exit = Some(report);
+                    // What it had sent is still in the socket and is read first;
+                    // a grandchild that keeps it open is not waited for long.
+                    trainer.limit = Some(Instant::now() + drain);
+                }
+                Ok(())
+            }
+            TrainerEvent::SpawnFailed(failure) => {
+                self.trainer = None;
+                self.fail(failure).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its process has ended and everything it said has been heard.
+    async fn on_gone(&mut self) -> Result<(), AgentError> {
+        let working = self.working();
+        let Some(trainer) = self.trainer.take() else {
+            return Ok(());
+        };
+        let attached = trainer.process.is_none();
+        let unhappy = trainer.exit.as_ref().is_some_and(|exit| !exit.success()) || trainer.crash.is_some();
+        let waits = self.task.is_some() && (working || !trainer.met || trainer.served == 0);
+        if waits && !trainer.stopping {
+            let failure = judge(trainer.stage(working), trainer.crash.as_ref(), trainer.exit.as_ref());
+            self.fail(failure).await?;
+        } else if unhappy && !trainer.stopping {
+            // Between two tasks, or after the last: worth knowing, no task's fault.
+            let failure = judge(Stage::Connected, trainer.crash.as_ref(), trainer.exit.as_ref());
+            self.parts.logger.warning(&format!("the training script ended badly after its result was taken: {failure}"));
+            if let Some(traceback) = &failure.traceback {
+                self.parts.logger.warning(traceback);
+            }
+        }
+        drop(trainer);
+        if attached && self.ending.is_none()
+            && let Launch::Attached(path) = &self.parts.launch
+        {
+            let path = path.clone();
+            self.expect_attached(&path).await?;
+        }
+        Ok(())
+    }
+
+    async fn on_limit(&mut self) -> Result<(), AgentError> {
+        let start = self.parts.durations.trainer_start;
+        let grace = self.parts.durations.stop_grace;
+        let working = self.working();
+        let Some(trainer) = &mut self.trainer else {
+            return Ok(());
+        };
+        trainer.limit = None;
+        if trainer.exit.is_some() {
+            trainer.hang_up();
+            return self.on_gone().await;
+        }
+        if !trainer.met && self.ending.is_none() {
+            trainer.stop(grace).await;
+            let failure = Failure::new(
+                FailureCode::NeverStarted,
+                Phase::Start,
+                format!("nothing was heard from the trainer within {} s of its start (trainer-start)", start.as_secs_f64()),
+            )
+            .with_hint("the training script must call flare.init(); if its imports take longer, raise SimEnv(durations={\"trainer_start\": …})");
+            return self.fail(failure).await;
+        }
+        if trainer.is_connected() || !working {
+            self.forced += 1;
+            let why = format!("the training script was still running {} s after it had no more to do; it was ended", grace.as_secs_f64());
+            self.parts.logger.warning(&why);
+            if let Some(trainer) = &mut self.trainer {
+                trainer.stop(Duration::ZERO).await;
+            }
+            return Ok(());
+        }
+        trainer.stop(grace).await;
+        let failure = Failure::new(
+            FailureCode::Misuse,
+            Phase::Train,
+            "the training script closed its connection and went on without sending its result",
+        )
+        .with_hint("call flare.send() for every model that flare.receive() returns, and flare.shutdown() only at the end");
+        self.fail(failure).await
+    }
+
+    fn working(&self) -> bool {
+        self.task.as_ref().is_some_and(|task| task.delivered.is_some())
+    }
+
+    // ----- tasks ----------------------------------------------------------
+
+    /// Hands the task to the trainer when both are there.
+    async fn deliver(&mut self) -> Result<(), AgentError> {
+        let per_task = self.parts.per_task || !self.spec.trainer.launch_once;
+        let Some(trainer) = &mut self.trainer else {
+            return Ok(());
+        };
+        if !trainer.asks || trainer.stopping || trainer.dismissed {
+            return Ok(());
+        }
+        let spent = per_task && trainer.served > 0 && trainer.process.is_some();
+        if self.ending.is_some() || spent {
+            self.dismiss().await;
+            let grace = self.parts.durations.stop_grace;
+            if let Some(trainer) = &mut self.trainer {
+                trainer.limit = Some(Instant::now() + grace);
+            }
+            return Ok(());
+        }
+        let Some(task) = self.task.as_mut().filter(|task| task.delivered.is_none()) else {
+            return Ok(());
+        };
+        let model = match source(&self.parts.objects, task.assign.model.as_ref()) {
+            Ok(model) => model,
+            Err(failure) => return self.fail(failure).await,
+        };
+        let work = Work {
+            name: task.assign.task.clone(),
+            round: task.key.round,
+            attempt: task.key.attempt,
+            start_round: Round(task.assign.start_round),
+            total_rounds: task.assign.total_rounds,
+            meta: task.assign.meta.clone(),
+            model,
+        };
+        task.delivered = Some(Instant::now());
+        trainer.asks = false;
+        let limit = self.parts.durations.connect;
+        let sent = match &mut trainer.sender {
+            Some(sender) => tokio::time::timeout(limit, sender.send_task(work)).await,
+            None => return Ok(()),
+        };
+        match sent {
+            Ok(Ok(())) => self.progress(TaskState::Training).await,
+            Ok(Err(error)) => self.on_hung(Some(error)).await,
+            // It asked and does not read: as good as gone.
+            Err(_) => self.on_hung(None).await,
+        }
+    }
+
+    /// Tells the trainer that no further task comes.
+    async fn dismiss(&mut self) {
+        let reason = self.ending.as_ref().map_or("this trainer's task is done", |ending| &ending.reason);
+        let limit = self.parts.durations.connect;
+        if let Some(trainer) = &mut self.trainer
+            && !trainer.dismissed
+        {
+            trainer.dismissed = true;
+            if let Some(sender) = &mut trainer.sender {
+                // One that does not listen is ended by its limit.
+                let _ = tokio::time::timeout(limit, sender.end(reason)).await;
+            }
+        }
+    }
+
+    async fn on_result(&mut self, result: TaskResult) -> Result<(), AgentError> {
+        let matches = self.task.as_ref().is_some_and(|task| {
+            task.delivered.is_some()
+                && task.key.round.0 == result.key.round
+                && task.key.attempt.0 == result.key.attempt
+                && task.assign.task == result.key.name
+        });
+        if !matches {
+            // Its task was given up meanwhile; the script goes on with the next.
+            if let Some(trainer) = &mut self.trainer {
+                trainer.served += 1;
+                if let Some(sender) = &mut trainer.sender {
+                    let _ = sender.accept().await;
+                }
+            }
+            self.parts.logger.info("a result came for a task that is no longer wanted; it was dropped");
+            return Ok(());
+        }
+        self.progress(TaskState::Sending).await?;
+        let update = match self.update_of(result) {
+            Ok(update) => update,
+            Err(failure) => {
+                if let Some(trainer) = &mut self.trainer {
+                    trainer.served += 1;
+                    if let Some(sender) = &mut trainer.sender {
+                        let _ = sender.refuse(&failure).await;
+                    }
+                }
+                return self.fail(failure).await;
+            }
+        };
+        self.task = None;
+        self.say(to_server::Body::Update(update)).await?;
+        if let Some(trainer) = &mut self.trainer {
+            trainer.served += 1;
+            if let Some(sender) = &mut trainer.sender
+                && let Err(error) = sender.accept().await
+            {
+                return self.on_hung(Some(error)).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn update_of(&mut self, result: TaskResult) -> Result<Update, Failure> {
+        let Some(task) = &self.task else {
+            return Err(Failure::new(FailureCode::Internal, Phase::Send, "there is no task"));
+        };
+        let round = task.key.round;
+        if result.metrics.len() > limits::METRICS || result.meta.len() > limits::META_BYTES {
+            let message = format!(
+                "the result has {} metrics and {} bytes of meta, the limits are {} and {}",
+                result.metrics.len(), result.meta.len(), limits::METRICS, limits::META_BYTES
+            );
+            return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
+        }
+        let model = match result.model {
+            None => None,
+            Some(task_result::Model::Inline(bytes)) => Some(Object {
+                length: bytes.len() as u64,
+                inline: Some(bytes),
+                id: 0,
+            }),
+            Some(task_result::Model::File(name)) => {
+                let object = Outbox::create(&self.parts.outbox)
+                    .map_err(firesteel_store::ObjectError::from)
+                    .and_then(|outbox| self.parts.objects.adopt(&outbox, &name))
+                    .map_err(|error| {
+                        let mut failure = Failure::new(
+                            FailureCode::Malformed,
+                            Phase::Send,
+                            format!("the result's file cannot be taken: {}", sentence(&error)),
+                        );
+                        failure.hint = error.hint().unwrap_or_default();
+                        failure
+                    })?;
+                let small = object.len() <= limits::INLINE_OBJECT as u64;
+                let reference = Object {
+                    inline: small.then(|| Bytes::copy_from_slice(object.bytes())),
+                    id: object.id().0,
+                    length: object.len(),
+                };
+                self.offered = Some((round, object));
+                Some(reference)
+            }
+        };
+        if !result.state_file.is_empty() {
+            self.keep_state(&result.state_file, round)?;
+        }
+        let meta: serde_json::Value = serde_json::from_str(&result.meta).unwrap_or_default();
+        let steps = meta.get("NUM_STEPS_CURRENT_ROUND").and_then(serde_json::Value::as_f64);
+        Ok(Update {
+            key: Some(Key::from(&task.key)),
+            model,
+            diff: result.params_type == "DIFF",
+            steps,
+            metrics: result.metrics,
+            meta: result.meta,
+            train_seconds: task.delivered.map_or(0.0, |at| at.elapsed().as_secs_f64()),
+        })
+    }
+
+    /// Ends the task without a result.
+    async fn fail(&mut self, failure: Failure) -> Result<(), AgentError> {
+        let Some(task) = self.task.take() else {
+            return Ok(());
+        };
+        let logger = self.parts.logger.for_round(task.key.round);
+        logger.error(&failure.to_string());
+        if let Some(traceback) = &failure.traceback {
+            logger.error(traceback);
+        }
+        let failed = TaskFailed {
+            key: Some(Key::from(&task.key)),
+            failure: Some(FailureMessage::from(&failure)),
+        };
+        self.say(to_server::Body::TaskFailed(failed)).await
+    }
+
+    async fn progress(&mut self, state: TaskState) -> Result<(), AgentError> {
+        let Some(task) = &mut self.task else {
+            return Ok(());
+        };
+        task.state = state;
+        let progress = TaskProgress { key: Some(Key::from(&task.key)), state: state.into() };
+        self.say(to_server::Body::TaskProgress(progress)).await
+    }
+
+    // ----- the site's own state -------------------------------------------
+
+    fn roll_back(&self) {
+        let Some(round) = self.resume_round else { return };
+        if !self.parts.state_dir.exists() {
+            return;
+        }
+        let rolled = SiteState::open(&self.parts.state_dir).and_then(|state| state.rollback_to(round));
+        if let Err(error) = rolled {
+            self.parts.logger.error(&format!("the site's state could not be rolled back: {}", sentence(&error)));
+        }
+    }
+
+    /// The state that the next task starts from.
+    fn state_file(&self) -> Option<PathBuf> {
+        if !self.parts.state_dir.exists() {
+            return None;
+        }
+        let before = self.task.as_ref().map_or(Round(u32::MAX), |task| {
+            Round(task.key.round.0.saturating_sub(1))
+        });
+        let first = self.task.as_ref().is_some_and(|task| task.key.round.0 == 0);
+        if first {
+            return None;
+        }
+        SiteState::open(&self.parts.state_dir)
+            .and_then(|state| state.current(before))
+            .unwrap_or_else(|error| {
+                self.parts.logger.error(&format!("the site's state could not be read: {}", sentence(&error)));
+                None
+            })
+    }
+
+    fn keep_state(&self, name: &str, round: Round) -> Result<(), Failure> {
+        let failed = |problem: String| {
+            Failure::new(FailureCode::Malformed, Phase::Send, format!("flare.state cannot be kept: {problem}"))
+        };
+        let plain = !name.starts_with('.') && !name.contains(['/', '\0']) && name.len() <= 255;
+        let path = self.parts.outbox.join(name);
+        let regular = plain && std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+        if !regular {
+            return Err(failed(format!("there is no file {name:?} in the outbox")));
+        }
+        SiteState::open(&self.parts.state_dir)
+            .and_then(|state| state.commit(&path, round))
+            .map(drop)
+            .map_err(|error| failed(sentence(&error)))
+    }
+
+    fn custom_logger(&self) -> String {
+        let stem = Path::new(&self.script).file_stem().unwrap_or_default();
+        format!("custom.{}", stem.to_string_lossy())
+    }
+}
+
+/// The handshake with the server.
+async fn greet(
+    parts: &AgentParts,
+    reader: &mut Reader,
+    writer: &mut Writer,
+) -> Result<StartJob, AgentError> {
+    let hello = Hello {
+        protocol_min: PROTOCOL,
+        protocol_max: PROTOCOL,
+        features: Vec::new(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        site: parts.site.as_str().to_owned(),
+    };
+    writer.send(&ToServer { body: Some(to_server::Body::Hello(hello)) }).await?;
+    loop {
+        let message = reader.next::<ToSite>("ToSite").await?;
+        match message.and_then(|message| message.body) {
+            Some(to_site::Body::Welcome(_)) => {}
+            Some(to_site::Body::StartJob(start)) => return Ok(start),
+            Some(to_site::Body::Refused(refused)) => return Err(AgentError::Refused(refused.reason)),
+            Some(_) => return Err(AgentError::Protocol("work before the job")),
+            None => return Err(AgentError::Protocol("nothing and closed the connection")),
+        }
+    }
+}
+
+async fn next_of(trainer: &mut Option<Trainer>) -> Happened {
+    match trainer {
+        Some(trainer) => trainer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(limit: Option<Instant>) {
+    match limit {
+        Some(limit) => tokio::time::sleep_until(limit.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The model of a task, for the trainer.
+fn source(objects: &Objects, object: Option<&Object>) -> Result<ModelSource, Failure> {
+    let Some(object) = object else {
+        return Ok(ModelSource::None);
+    };
+    if let Some(bytes) = &object.inline {
+        return Ok(ModelSource::Inline(bytes.clone()));
+    }
+    let failed = |problem: String| {
+        Failure::new(FailureCode::Internal, Phase::Train, format!("the task's model cannot be handed out: {problem}"))
+    };
+    let model = objects
+        .get(ObjectId(object.id))
+        .ok_or_else(|| failed("it is gone".to_owned()))?;
+    match model.open_shared() {
+        Ok(Some(descriptor)) => Ok(ModelSource::File { file: descriptor.into(), length: model.len() }),
+        Ok(None) => Ok(ModelSource::Inline(Bytes::copy_from_slice(model.bytes()))),
+        Err(error) => Err(failed(sentence(&error))),
+    }
+}
+
+fn level_of(python: u32) -> Level {
+    match python {
+        0..=9 => Level::Trace,
+        10..=19 => Level::Debug,
+        20..=29 => Level::Info,
+        30..=39 => Level::Warning,
+        _ => Level::Error,
+    }
+}
+
+/// The error and its sources as one sentence.
+fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

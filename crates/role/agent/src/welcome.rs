@@ -1,0 +1,66 @@
+//! What a trainer is told when it connects: the JSON of `docs/specs/bridge.md`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use firesteel_base::SiteName;
+use firesteel_wire::spec::{JobSpec, Transfer};
+use serde_json::json;
+
+/// The facts beside the job spec.
+pub(crate) struct Facts<'a> {
+    pub(crate) job: &'a str,
+    pub(crate) site: &'a SiteName,
+    pub(crate) outbox: &'a Path,
+    pub(crate) state_file: Option<&'a Path>,
+    /// Set when the script's random generators are to be seeded in every round.
+    pub(crate) seed: Option<u64>,
+}
+
+/// The names of data and what they mean at this site.
+pub(crate) fn data(spec: &JobSpec, site: &SiteName) -> BTreeMap<String, String> {
+    let mut data = spec.data.clone();
+    data.extend(spec.settings(site).data);
+    data
+}
+
+/// The arguments of the script at this site.
+pub(crate) fn args(spec: &JobSpec, site: &SiteName) -> Vec<String> {
+    spec.settings(site).args.unwrap_or_else(|| spec.trainer.args.clone())
+}
+
+/// The script at this site.
+pub(crate) fn script(spec: &JobSpec, site: &SiteName) -> String {
+    spec.settings(site).script.unwrap_or_else(|| spec.trainer.script.clone())
+}
+
+pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {
+    let trainer = &spec.trainer;
+    let transfer = match trainer.transfer {
+        Transfer::Full => "FULL",
+        Transfer::Diff => "DIFF",
+    };
+    json!({
+        "job_id": facts.job,
+        "job_name": spec.name,
+        "site": facts.site.as_str(),
+        "sites_total": spec.sites.len(),
+        "framework": trainer.framework,
+        "exchange_format": trainer.exchange,
+        "params_transfer_type": transfer,
+        "data": data(spec, facts.site),
+        "args": args(spec, facts.site),
+        "outbox": facts.outbox,
+        "state_file": facts.state_file,
+        "seed": facts.seed,
+        "gc_rounds": trainer.gc_rounds,
+        "cuda_empty_cache": trainer.cuda_empty_cache,
+        "log_level": "INFO",
+        "config": {
+            "key_metric": spec.selection.key_metric,
+            "min_clients": spec.min_clients,
+            "sites": spec.sites.iter().take(1024).collect::<Vec<_>>(),
+        },
+    })
+    .to_string()
+}

@@ -1,0 +1,709 @@
+//! The loop that carries out what the workflow decides.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use firesteel_aggregate::UpdateKind;
+use firesteel_base::{Durations, Failure, FailureCode, Hint, JobId, Phase, Round, SiteName, TaskKey, Time, limits};
+use firesteel_flow::{
+    Action, Assignment, Event, FedAvg, FoldKey, ModelHandle, ModelRole, Outcome, ParamsType,
+    Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
+};
+use firesteel_net::BoxStream;
+use firesteel_store::{KeptModels, ModelObject, ObjectId, Objects, RunDir, Snapshots, StoreError};
+use firesteel_wire::control::{
+    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, ToSite, Update,
+    to_server, to_site,
+};
+use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
+use firesteel_wire::spec::JobSpec;
+use tokio::sync::{mpsc, watch};
+
+use crate::fold::{self, Folding, Refolded};
+use crate::link::{self, Inbound, Reception};
+use crate::report::JobReport;
+use crate::watch::Watch;
+
+/// Messages from all sites on their way to the driver.
+const INBOX: usize = 1024;
+
+/// Status is told at most this often between rounds: with a thousand sites each
+/// telling costs a copy of a thousand states.
+const STATUS_EVERY: Duration = Duration::from_millis(100);
+
+/// What a job is driven with.
+pub struct JobParts {
+    /// Its id.
+    pub id: JobId,
+    /// What it is.
+    pub spec: JobSpec,
+    /// Its seed: the spec's, or one that was drawn.
+    pub seed: u64,
+    /// Where it lives.
+    pub run: Arc<RunDir>,
+    /// Its models in flight.
+    pub objects: Objects,
+    /// Who is told.
+    pub watch: Watch,
+    /// How long things may take.
+    pub durations: Durations,
+    /// Threads that sum.
+    pub threads: usize,
+}
+
+/// Why a job could not be driven at all. What happens to a job that runs is in
+/// its [`JobReport`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobError {
+    /// A disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The initial model.
+    #[error("the initial model cannot be used")]
+    InitialModel(#[source] firesteel_store::ObjectError),
+    /// The settings.
+    #[error("the job's settings contradict each other: {0}")]
+    Config(firesteel_flow::ConfigError),
+    /// The snapshot to go on from.
+    #[error("the run cannot be resumed: {problem}")]
+    Resume {
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+}
+
+impl Hint for JobError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::InitialModel(error) => error.hint(),
+            Self::Config(error) => error.hint(),
+            Self::Resume { hint, .. } => Some(hint.clone()),
+        }
+    }
+}
+
+/// What comes back from work that was done beside the loop.
+enum Done {
+    Verified { key: TaskKey, update: Update, object: Option<ModelObject>, result: Result<(), Failure> },
+    Folded { key: FoldKey, result: Box<Refolded> },
+}
+
+/// A job that is being driven.
+pub struct Job {
+    parts: JobParts,
+    flow: FedAvg,
+    kept: KeptModels,
+    snapshots: Snapshots,
+    sites: Vec<SiteName>,
+    index: HashMap<SiteName, usize>,
+    outgoing: Vec<Option<mpsc::Sender<ToSite>>>,
+    models: HashMap<ModelHandle, ModelObject>,
+    saved: HashMap<ModelRole, KeptModel>,
+    next_handle: u64,
+    /// The initial model, whose dtypes trainers see while the server's copy is
+    /// wider; none when it is not.
+    narrow: Option<ModelObject>,
+    /// The model of the open round, which updates are checked against.
+    handed_out: Option<ModelObject>,
+    clock_base: Time,
+    clock_start: Instant,
+    resumed: Option<Round>,
+    done: mpsc::Sender<Done>,
+    status: watch::Sender<Option<Status>>,
+    status_told: Instant,
+    /// Why the job is being ended by the server itself.
+    broken: Option<Failure>,
+    ended: Option<Outcome>,
+    /// What has happened and is not decided upon; the first is being so.
+    events: VecDeque<Event>,
+}
+
+impl Job {
+    /// Drives a job to its end.
+    ///
+    /// `streams` are the connections of sites, in whatever order and at whatever
+    /// time; `abort` becomes a reason when the job is to be ended; `status` is
+    /// where the job stands. With `resume` it goes on after the last round that
+    /// the run directory holds.
+    ///
+    /// # Errors
+    /// [`JobError`] when it cannot even start.
+    pub async fn run(
+        parts: JobParts,
+        resume: bool,
+        streams: mpsc::Receiver<BoxStream>,
+        abort: watch::Receiver<Option<String>>,
+        status: watch::Sender<Option<Status>>,
+    ) -> Result<JobReport, JobError> {
+        let (done, finished) = mpsc::channel(64);
+        let (mut job, first) = Self::prepare(parts, resume, done, status)?;
+        job.main(first, streams, abort, finished).await;
+        let outcome = job.ended.take().unwrap_or(Outcome::Aborted {
+            reason: "the server stopped".to_owned(),
+        });
+        Ok(JobReport::new(&job.parts, outcome, job.broken.take(), job.resumed))
+    }
+
+    fn prepare(
+        mut parts: JobParts,
+        resume: bool,
+        done: mpsc::Sender<Done>,
+        status: watch::Sender<Option<Status>>,
+    ) -> Result<(Self, Event), JobError> {
+        let kept = parts.run.kept_models(parts.spec.keep_models as usize)?;
+        let snapshots = parts.run.snapshots()?;
+        let config = parts.spec.fedavg();
+        let sites = parts.spec.site_names();
+        let mut models = HashMap::new();
+        let mut saved = HashMap::new();
+        let mut clock_base = Time::ZERO;
+        let mut resumed = None;
+        let loaded = if resume { snapshots.load_latest()? } else { None };
+        let (flow, first) = match loaded {
+            Some(loaded) => {
+                let refused = |problem: String| JobError::Resume {
+                    problem,
+                    hint: "start the job anew with resume=False".to_owned(),
+                };
+                let snapshot = JobSnapshot::decode(&loaded.bytes)
+                    .map_err(|error| refused(error.to_string()))?;
+                let flow = FedAvg::restore(config, &snapshot.workflow)
+                    .map_err(|error| refused(error.to_string()))?;
+                clock_base = snapshot.clock;
+                parts.seed = snapshot.seed;
+                resumed = Some(loaded.round);
+                for model in snapshot.models {
+                    let path = match (model.role, model.made_in) {
+                        (ModelRole::Initial, _) | (_, None) => kept.initial(),
+                        (ModelRole::Latest, Some(round)) => kept.of_round(Round(round)),
+                        (ModelRole::Best, Some(_)) => kept.best().map(|(_, path)| path),
+                    };
+                    // A model that is gone is not offered to the workflow, which
+                    // knows what to do without the best one.
+                    if let Some(path) = path {
+                        let object = parts
+                            .objects
+                            .import_kept(&path)
+                            .map_err(|error| refused(error.to_string()))?;
+                        models.insert(model.handle, object);
+                        saved.insert(model.role, model);
+                    }
+                }
+                let held = models.keys().copied().collect();
+                (flow, Event::Resumed { sites: Vec::new(), models: held })
+            }
+            None => {
+                let flow = FedAvg::create(config).map_err(JobError::Config)?;
+                let model = match &parts.spec.initial_model {
+                    None => None,
+                    Some(path) => Some(
+                        parts.objects
+                            .import_copy(std::path::Path::new(path))
+                            .map_err(JobError::InitialModel)?,
+                    ),
+                };
+                let handle = model.map(|object| {
+                    models.insert(ModelHandle(0), object);
+                    ModelHandle(0)
+                });
+                (flow, Event::Started { sites: Vec::new(), model: handle })
+            }
+        };
+        let initial = saved.get(&ModelRole::Initial).map_or(ModelHandle(0), |kept: &KeptModel| kept.handle);
+        let wide = parts.spec.aggregation.master_dtype.is_some();
+        let narrow = if wide { models.get(&initial).cloned() } else { None };
+        // Handles of an earlier process are never given out again.
+        let last = flow.models().into_iter().chain(models.keys().copied()).max();
+        let job = Self {
+            next_handle: last.map_or(1, |handle| handle.0 + (1 << 20)),
+            index: sites.iter().cloned().zip(0..).collect(),
+            outgoing: vec![None; sites.len()],
+            sites,
+            flow,
+            kept,
+            snapshots,
+            models,
+            saved,
+            narrow,
+            handed_out: None,
+            clock_base,
+            clock_start: Instant::now(),
+            resumed,
+            done,
+            status,
+            status_told: Instant::now(),
+            broken: None,
+            ended: None,
+            events: VecDeque::new(),
+            parts,
+        };
+        Ok((job, first))
+    }
+
+    async fn main(
+        &mut self,
+        first: Event,
+        mut streams: mpsc::Receiver<BoxStream>,
+        mut abort: watch::Receiver<Option<String>>,
+        mut finished: mpsc::Receiver<Done>,
+    ) {
+        let (inbox, mut inbound) = mpsc::channel(INBOX);
+        let reception = Arc::new(Reception {
+            sites: self.index.clone(),
+            start: StartJob {
+                job: self.parts.id.as_str().to_owned(),
+                spec: Bytes::from(self.parts.spec.to_json()),
+                seed: self.parts.seed,
+                resume_round: self.resumed.map(|round| round.0),
+            },
+            connect: self.parts.durations.connect,
+            lease_epoch: 1,
+        });
+        self.feed(first);
+        let mut abort_open = true;
+        let mut streams_open = true;
+        while self.ended.is_none() {
+            let wake = self.wakeup();
+            tokio::select! {
+                stream = streams.recv(), if streams_open => match stream {
+                    Some(stream) => {
+                        tokio::spawn(link::serve(stream, Arc::clone(&reception), inbox.clone()));
+                    }
+                    None => streams_open = false,
+                },
+                Some(said) = inbound.recv() => self.on_inbound(said),
+                Some(done) = finished.recv() => self.on_done(done),
+                changed = abort.changed(), if abort_open => {
+                    abort_open = changed.is_ok();
+                    let reason = abort.borrow_and_update().clone();
+                    if let Some(reason) = reason {
+                        self.feed(Event::Abort { reason });
+                    }
+                }
+                () = tokio::time::sleep_until(wake.into()) => {
+                    self.feed(Event::Tick);
+                    self.parts.watch.tick();
+                }
+            }
+        }
+        self.farewell(&mut inbound).await;
+    }
+
+    /// Tells every site that it is over and waits until each has stopped.
+    async fn farewell(&mut self, inbound: &mut mpsc::Receiver<Inbound>) {
+        let outcome = self.ended.clone();
+        let over = matches!(
+            outcome,
+            Some(Outcome::Completed { .. } | Outcome::CompletedWith { .. })
+        );
+        let reason = outcome.map_or_else(String::new, |outcome| outcome.to_string());
+        let reason = firesteel_wire::control::cut(&reason, 4096);
+        let mut here = 0usize;
+        for link in self.outgoing.iter_mut() {
+            if let Some(link) = link.take() {
+                let end = to_site::Body::EndJob(EndJob { reason: reason.clone(), abort: !over });
+                if link.try_send(ToSite { body: Some(end) }).is_ok() {
+                    here += 1;
+                }
+            }
+        }
+        // A site has stop-grace to end its trainers; a little more to say so.
+        let limit = self.parts.durations.stop_grace + self.parts.durations.drain;
+        let waiting = async {
+            while here > 0 {
+                match inbound.recv().await {
+                    Some(Inbound::Left { .. }) => here -= 1,
+                    Some(Inbound::Said { site, body: to_server::Body::Metric(metric) }) => {
+                        self.parts.watch.metric(&self.sites[site], &metric.event);
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        };
+        if tokio::time::timeout(limit, waiting).await.is_err() {
+            self.parts.watch.warn(&format!(
+                "{here} sites did not confirm the end of the job within {limit:?}"
+            ));
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.clock_base + self.clock_start.elapsed()
+    }
+
+    /// When the workflow wants to be woken, or the display does.
+    fn wakeup(&self) -> Instant {
+        let display = Instant::now() + self.parts.watch.interval();
+        match self.flow.next_wakeup() {
+            None => display,
+            Some(at) => display.min(self.clock_start + at.since(self.clock_base)),
+        }
+    }
+
+    /// Gives the workflow an event and carries out what it decides. What that
+    /// causes in turn waits until the actions of this event are done.
+    fn feed(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.events.len() > 1 {
+            return;
+        }
+        // The event being handled stays at the front, which marks the loop as busy.
+        while let Some(event) = self.events.front().cloned() {
+            let now = self.now();
+            for action in self.flow.handle(event, now) {
+                self.perform(action);
+            }
+            self.events.pop_front();
+        }
+        if self.status_told.elapsed() >= STATUS_EVERY || self.ended.is_some() {
+            self.tell_status();
+        }
+    }
+
+    fn tell_status(&mut self) {
+        self.status_told = Instant::now();
+        self.status.send_replace(Some(self.flow.status()));
+    }
+
+    // ----- what sites say -------------------------------------------------
+
+    fn on_inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Joined { site, outgoing } => {
+                let name = self.sites[site].clone();
+                if self.outgoing[site].is_some() {
+                    self.parts.watch.warn(&format!("{name} connected again; its new connection is used"));
+                }
+                self.outgoing[site] = Some(outgoing);
+                self.parts.watch.joined(&name);
+                self.feed(Event::SiteJoined { site: name });
+            }
+            Inbound::Said { site, body } => self.on_message(site, body),
+            Inbound::Left { site, why } => {
+                let name = self.sites[site].clone();
+                self.outgoing[site] = None;
+                let message = match why {
+                    Some(error) => format!("the connection was lost: {error}"),
+                    None => "the site closed its connection".to_owned(),
+                };
+                let failure = Failure::new(FailureCode::Disconnected, Phase::Train, message);
+                self.feed(Event::SiteLeft { site: name, failure });
+            }
+            Inbound::Turned { why } => self.parts.watch.warn(&format!("turned away: {why}")),
+        }
+    }
+
+    fn on_message(&mut self, site: usize, body: to_server::Body) {
+        let key = match &body {
+            to_server::Body::TaskAccepted(key) => Some(key),
+            to_server::Body::TaskProgress(progress) => progress.key.as_ref(),
+            to_server::Body::Update(update) => update.key.as_ref(),
+            to_server::Body::TaskFailed(failed) => failed.key.as_ref(),
+            _ => None,
+        };
+        let key = key.map(TaskKey::try_from);
+        let key = match (key, body) {
+            (_, to_server::Body::Metric(metric)) => {
+                return self.parts.watch.metric(&self.sites[site], &metric.event);
+            }
+            (_, to_server::Body::Hello(_) | to_server::Body::Stopped(_)) => return,
+            (Some(Ok(key)), body) if key.site == self.sites[site] => (key, body),
+            // A site speaks for itself only, and its tasks have keys.
+            _ => {
+                let name = &self.sites[site];
+                return self.parts.watch.warn(&format!("{name} sent a message about work that is not its own; it was ignored"));
+            }
+        };
+        match key {
+            (key, to_server::Body::TaskAccepted(_)) => {
+                self.feed(Event::TaskProgress { key, stage: TaskStage::Accepted });
+            }
+            (key, to_server::Body::TaskProgress(progress)) => {
+                let state = progress.state();
+                self.parts.watch.task(&key, state);
+                let stage = match state {
+                    TaskState::Queued | TaskState::Starting => TaskStage::Accepted,
+                    TaskState::Training => TaskStage::Training,
+                    TaskState::Sending => TaskStage::Returning,
+                };
+                self.feed(Event::TaskProgress { key, stage });
+            }
+            (key, to_server::Body::Update(update)) => self.on_update(key, update),
+            (key, to_server::Body::TaskFailed(failed)) => {
+                let failure = failed.failure.map_or_else(
+                    || Failure::new(FailureCode::Internal, Phase::Train, "the site gave no reason"),
+                    Failure::from,
+                );
+                self.feed(Event::TaskFailed { key, failure });
+            }
+            (_, to_server::Body::Metric(_) | to_server::Body::Hello(_) | to_server::Body::Stopped(_)) => {}
+        }
+    }
+
+    /// An update is taken hold of, then checked: at once when it is small, beside
+    /// the loop when reading it takes time.
+    fn on_update(&mut self, key: TaskKey, update: Update) {
+        if update.metrics.len() > limits::METRICS {
+            let message = format!("sent {} metrics, the limit is {}", update.metrics.len(), limits::METRICS);
+            let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
+            return self.feed(Event::TaskFailed { key, failure });
+        }
+        let object = match self.take(update.model.as_ref()) {
+            Ok(object) => object,
+            Err(failure) => return self.feed(Event::TaskFailed { key, failure }),
+        };
+        let base = self.handed_out.clone();
+        let kind = if update.diff { UpdateKind::Diff } else { UpdateKind::Full };
+        let options = fold::options(&self.parts.spec, kind, 1);
+        match object {
+            Some(object) if object.len() > limits::INLINE_OBJECT as u64 => {
+                let done = self.done.clone();
+                tokio::task::spawn_blocking(move || {
+                    let result = fold::verify(&object, base.as_ref(), &options);
+                    // The receiver is gone only when the job has ended.
+                    let _ = done.blocking_send(Done::Verified { key, update, object: Some(object), result });
+                });
+            }
+            object => {
+                let result = object
+                    .as_ref()
+                    .map_or(Ok(()), |object| fold::verify(object, base.as_ref(), &options));
+                self.on_done(Done::Verified { key, update, object, result });
+            }
+        }
+    }
+
+    fn take(&self, object: Option<&Object>) -> Result<Option<ModelObject>, Failure> {
+        let Some(object) = object else {
+            return Ok(None);
+        };
+        match &object.inline {
+            Some(bytes) => self
+                .parts
+                .objects
+                .from_bytes(&bytes[..])
+                .map(Some)
+                .map_err(|error| {
+                    let message = format!("the update is not a model: {}", fold::sentence(&error));
+                    Failure::new(FailureCode::Malformed, Phase::Verify, message)
+                }),
+            None => match self.parts.objects.get(ObjectId(object.id)) {
+                Some(object) => Ok(Some(object)),
+                None => Err(Failure::new(
+                    FailureCode::Malformed,
+                    Phase::Verify,
+                    "the update was gone before it could be fetched",
+                )),
+            },
+        }
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Verified { key, result: Err(failure), .. } => {
+                self.feed(Event::TaskFailed { key, failure });
+            }
+            Done::Verified { key, update, object, result: Ok(()) } => {
+                let model = object.map(|object| self.remember(object));
+                self.parts.watch.update(&key, update.train_seconds);
+                let update = UpdateInfo {
+                    model,
+                    params_type: if update.diff { ParamsType::Diff } else { ParamsType::Full },
+                    steps: update.steps,
+                    metrics: update.metrics.into_iter().collect(),
+                };
+                self.feed(Event::UpdateReady { key, update });
+            }
+            Done::Folded { key, result } => match *result {
+                Ok(folded) => {
+                    let model = self.remember(folded.model);
+                    for warning in &folded.warnings {
+                        self.parts.watch.warn(warning);
+                    }
+                    self.feed(Event::Folded { key, model, notes: folded.notes });
+                }
+                Err((failure, blame)) => {
+                    self.feed(Event::FoldFailed { key, failure, blame });
+                }
+            },
+        }
+    }
+
+    fn remember(&mut self, object: ModelObject) -> ModelHandle {
+        let handle = ModelHandle(self.next_handle);
+        self.next_handle += 1;
+        self.models.insert(handle, object);
+        handle
+    }
+
+    // ----- what the workflow asks -----------------------------------------
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Assign(assignment) => self.assign(assignment),
+            Action::Cancel { key, reason } => {
+                let cancel = to_site::Body::Cancel(Cancel {
+                    key: Some(Key::from(&key)),
+                    reason: reason.to_string(),
+                });
+                self.tell(&key.site, cancel);
+            }
+            Action::Fold(request) => {
+                let key = request.key;
+                self.parts.watch.folding(key.round);
+                let folding = Folding::new(&self.parts, &self.models, request);
+                let done = self.done.clone();
+                match folding {
+                    // Small sums take less time than handing them to a thread.
+                    Ok(folding) if folding.is_small() => {
+                        let result = Box::new(folding.run());
+                        self.on_done(Done::Folded { key, result });
+                    }
+                    Ok(folding) => {
+                        tokio::task::spawn_blocking(move || {
+                            let result = Box::new(folding.run());
+                            let _ = done.blocking_send(Done::Folded { key, result });
+                        });
+                    }
+                    Err(failure) => self.feed(Event::FoldFailed { key, failure, blame: Vec::new() }),
+                }
+            }
+            Action::Save { model, role, made_in } => self.save(model, role, made_in),
+            Action::Release { model } => {
+                self.models.remove(&model);
+            }
+            Action::Commit(record) => self.commit(&record),
+            Action::Dismiss { site, failure } => self.parts.watch.dismissed(&site, &failure),
+            Action::Warn(warning) => self.parts.watch.flow_warning(&warning),
+            Action::Finish(outcome) => {
+                self.parts.watch.finished(&outcome);
+                self.ended = Some(outcome);
+            }
+        }
+    }
+
+    fn assign(&mut self, assignment: Assignment) {
+        let object = assignment.model.and_then(|handle| self.models.get(&handle).cloned());
+        let object = match (object, &self.narrow) {
+            (Some(object), Some(like)) => match fold::narrowed(&self.parts.objects, &object, like) {
+                Ok(narrow) => Some(narrow),
+                Err(failure) => return self.break_down(failure),
+            },
+            (object, _) => object,
+        };
+        self.handed_out = object.clone();
+        if let Some(key) = assignment.keys.first() {
+            self.parts.watch.assigned(key.round, &assignment);
+        }
+        let model = object.as_ref().map(|object| {
+            let small = object.len() <= limits::INLINE_OBJECT as u64;
+            Object {
+                inline: small.then(|| Bytes::copy_from_slice(object.bytes())),
+                id: object.id().0,
+                length: object.len(),
+            }
+        });
+        for key in &assignment.keys {
+            let assign = to_site::Body::Assign(Assign {
+                key: Some(Key::from(key)),
+                task: assignment.task.as_str().to_owned(),
+                model: model.clone(),
+                start_round: assignment.start_round.0,
+                total_rounds: assignment.total_rounds,
+                meta: String::new(),
+                task_limit_micros: assignment
+                    .limit
+                    .map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)),
+            });
+            self.tell(&key.site, assign);
+        }
+    }
+
+    /// Sends without waiting: a site that does not read is cut off, and no other
+    /// site is delayed by it.
+    fn tell(&mut self, site: &SiteName, body: to_site::Body) {
+        let Some(&index) = self.index.get(site) else {
+            return;
+        };
+        let Some(link) = &self.outgoing[index] else {
+            return;
+        };
+        if link.try_send(ToSite { body: Some(body) }).is_err() {
+            // Its reader ends with the sender, and says so as `Left`.
+            self.outgoing[index] = None;
+            self.parts.watch.warn(&format!("{site} does not read its messages; its connection is closed"));
+        }
+    }
+
+    fn save(&mut self, handle: ModelHandle, role: ModelRole, made_in: Option<Round>) {
+        let Some(object) = self.models.get(&handle) else {
+            return self.break_down(Failure::new(
+                FailureCode::Internal,
+                Phase::Save,
+                format!("a {role} model was to be saved that is gone"),
+            ));
+        };
+        let saved = match (role, made_in) {
+            (ModelRole::Initial, _) => self.kept.save_initial(object),
+            (ModelRole::Latest, round) => self.kept.save_last(round.unwrap_or_default(), object),
+            (ModelRole::Best, round) => self.kept.save_best(round.unwrap_or_default(), object),
+        };
+        match saved {
+            Ok(path) => {
+                self.parts.watch.saved(role.as_str(), path);
+                let made_in = made_in.map(|round| round.0);
+                self.saved.insert(role, KeptModel { handle, role, made_in });
+            }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    fn commit(&mut self, record: &RoundRecord) {
+        self.parts.watch.round(record);
+        if record.result.is_none() {
+            return;
+        }
+        let snapshot = JobSnapshot {
+            clock: self.now(),
+            seed: self.parts.seed,
+            models: self.saved.values().copied().collect(),
+            workflow: self.flow.snapshot(),
+        };
+        let written = self
+            .snapshots
+            .save(record.round, &snapshot.encode())
+            .and_then(|()| self.kept.prune());
+        if let Err(error) = written {
+            return self.store_failed(&error);
+        }
+        let round = record.round.0;
+        for index in 0..self.sites.len() {
+            let site = self.sites[index].clone();
+            self.tell(&site, to_site::Body::RoundCommitted(RoundCommitted { round }));
+        }
+    }
+
+    fn store_failed(&mut self, error: &StoreError) {
+        let code = if error.is_full() { FailureCode::DiskFull } else { FailureCode::Internal };
+        let failure = Failure::new(code, Phase::Save, fold::sentence(error))
+            .with_hint(error.hint().unwrap_or_default());
+        self.break_down(failure);
+    }
+
+    fn break_down(&mut self, failure: Failure) {
+        if self.broken.is_none() {
+            self.parts.watch.error(&failure.to_string());
+            // A failure of the server's own ends the job through the workflow.
+            let reason = failure.message.clone();
+            self.broken = Some(failure);
+            self.feed(Event::Abort { reason });
+        }
+    }
+}

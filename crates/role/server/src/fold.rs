@@ -1,0 +1,195 @@
+//! Checking an update, and summing a round's.
+
+use std::collections::HashMap;
+
+use firesteel_aggregate::{
+    AggregateError, Cast, Contribution, Exclude, Method, Model, Options, SimdLevel, UpdateKind,
+    Wide, plan, verify as verify_update,
+};
+use firesteel_base::{Failure, FailureCode, Hint, Phase, SiteName, limits};
+use firesteel_flow::{FoldRequest, ModelHandle, ParamsType};
+use firesteel_store::{ModelObject, Objects};
+use firesteel_wire::spec::{self, JobSpec};
+
+use crate::driver::JobParts;
+
+/// What a fold came to: a model, or why there is none and whose fault it is.
+pub(crate) type Refolded = Result<Folded, (Failure, Vec<(SiteName, Failure)>)>;
+
+/// A round's new model.
+pub(crate) struct Folded {
+    pub(crate) model: ModelObject,
+    pub(crate) notes: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A fold, ready to be run on whatever thread.
+pub(crate) struct Folding {
+    objects: Objects,
+    base: Option<ModelObject>,
+    inputs: Vec<(SiteName, f64, ModelObject)>,
+    options: Options,
+}
+
+/// Updates that together have fewer bytes than this are summed in the loop.
+const SMALL: u64 = 4 * limits::INLINE_OBJECT as u64;
+
+/// How the job's updates are summed.
+pub(crate) fn options(spec: &JobSpec, kind: UpdateKind, threads: usize) -> Options {
+    let aggregation = &spec.aggregation;
+    Options {
+        method: match aggregation.method {
+            spec::Method::Mean => Method::Mean,
+            spec::Method::Median => Method::Median,
+            spec::Method::TrimmedMean => Method::TrimmedMean(aggregation.trim),
+        },
+        kind,
+        exclude: Exclude::new(&aggregation.exclude).expect("checked when the spec was parsed"),
+        master_dtype: match aggregation.master_dtype.as_deref() {
+            Some("float32") => Some(Wide::F32),
+            Some("float64") => Some(Wide::F64),
+            _ => None,
+        },
+        threads,
+        simd: SimdLevel::new(),
+    }
+}
+
+/// Checks one update against the model that was handed out.
+pub(crate) fn verify(
+    update: &ModelObject,
+    base: Option<&ModelObject>,
+    options: &Options,
+) -> Result<(), Failure> {
+    verify_update(view(update), base.map(ModelObject::header), options).map_err(|problems| {
+        firesteel_aggregate::failure(&problems).unwrap_or_else(|| {
+            Failure::new(FailureCode::Malformed, Phase::Verify, "the update was refused")
+        })
+    })
+}
+
+/// The model as trainers see it: in the dtypes of `like`.
+pub(crate) fn narrowed(
+    objects: &Objects,
+    model: &ModelObject,
+    like: &ModelObject,
+) -> Result<ModelObject, Failure> {
+    let failed = |problem: String| {
+        Failure::new(FailureCode::Internal, Phase::Aggregate, format!("the model cannot be cast back to its own dtypes: {problem}"))
+    };
+    let cast = Cast::new(view(model), like.header()).map_err(|error| failed(sentence(&error)))?;
+    let mut output = objects
+        .output(cast.header().total_len())
+        .map_err(|error| failed(sentence(&error)))?;
+    cast.write(output.bytes_mut()).map_err(|error| failed(sentence(&error)))?;
+    output.finish().map_err(|error| failed(sentence(&error)))
+}
+
+fn view(object: &ModelObject) -> Model<'_> {
+    Model { header: object.header(), bytes: object.bytes() }
+}
+
+impl Folding {
+    /// Takes hold of everything that a fold needs.
+    pub(crate) fn new(
+        parts: &JobParts,
+        models: &HashMap<ModelHandle, ModelObject>,
+        request: FoldRequest,
+    ) -> Result<Self, Failure> {
+        let gone = |what: String| {
+            Failure::new(FailureCode::Internal, Phase::Aggregate, format!("{what} is gone"))
+        };
+        let base = match request.base {
+            None => None,
+            Some(handle) => Some(
+                models.get(&handle).cloned().ok_or_else(|| gone("the round's model".to_owned()))?,
+            ),
+        };
+        let diff = request.inputs.first().is_some_and(|input| input.params_type == ParamsType::Diff);
+        let inputs = request.inputs.into_iter().map(|input| {
+            let object = models.get(&input.model).cloned();
+            let object = object.ok_or_else(|| gone(format!("the update of {}", input.site)))?;
+            Ok((input.site, input.weight, object))
+        });
+        let kind = if diff { UpdateKind::Diff } else { UpdateKind::Full };
+        Ok(Self {
+            objects: parts.objects.clone(),
+            base,
+            inputs: inputs.collect::<Result<_, Failure>>()?,
+            options: options(&parts.spec, kind, parts.threads),
+        })
+    }
+
+    pub(crate) fn is_small(&self) -> bool {
+        self.inputs.iter().map(|(_, _, object)| object.len()).sum::<u64>() <= SMALL
+    }
+
+    /// Sums.
+    pub(crate) fn run(self) -> Refolded {
+        let contributions: Vec<Contribution<'_>> = self
+            .inputs
+            .iter()
+            .map(|(site, weight, object)| Contribution {
+                site: site.as_str(),
+                weight: *weight,
+                header: object.header(),
+                bytes: object.bytes(),
+            })
+            .collect();
+        let base = self.base.as_ref().map(view);
+        let plan = plan(&contributions, base, &self.options).map_err(|error| self.blame(&error))?;
+        let stored = |error: &dyn std::error::Error, hint: Option<String>, full: bool| {
+            let code = if full { FailureCode::DiskFull } else { FailureCode::Internal };
+            let failure = Failure::new(code, Phase::Aggregate, sentence(error));
+            (failure.with_hint(hint.unwrap_or_default()), Vec::new())
+        };
+        let mut output = self
+            .objects
+            .output(plan.output_len())
+            .map_err(|error| stored(&error, error.hint(), error.is_full()))?;
+        let report = plan.fold(output.bytes_mut()).map_err(|error| self.blame(&error))?;
+        let model = output
+            .finish()
+            .map_err(|error| stored(&error, error.hint(), false))?;
+        let notes = report
+            .partial
+            .iter()
+            .take(NOTES)
+            .map(|partial| {
+                format!("`{}` was averaged over {} of {} sites", partial.key, partial.sites, report.sites)
+            })
+            .chain((report.partial.len() > NOTES).then(|| {
+                format!("{} more keys were averaged over some of the sites", report.partial.len() - NOTES)
+            }))
+            .collect();
+        Ok(Folded { model, notes, warnings: report.warnings })
+    }
+
+    /// The failure, and the sites without which the fold may succeed.
+    fn blame(&self, error: &AggregateError) -> (Failure, Vec<(SiteName, Failure)>) {
+        let mut failure = Failure::new(FailureCode::KeyMismatch, Phase::Aggregate, sentence(error));
+        failure.hint = error.hint().unwrap_or_default();
+        let AggregateError::Update { site, problem } = error else {
+            return (failure, Vec::new());
+        };
+        let own = firesteel_aggregate::failure(std::slice::from_ref(problem)).unwrap_or_else(|| failure.clone());
+        let blamed = self.inputs.iter().filter(|(name, _, _)| name.as_str() == site);
+        let blamed = blamed.map(|(name, _, _)| (name.clone(), own.clone())).collect();
+        (failure, blamed)
+    }
+}
+
+/// Keys that a round's record names one by one.
+const NOTES: usize = 16;
+
+/// The error and its sources as one sentence.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

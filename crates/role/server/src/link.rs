@@ -1,0 +1,139 @@
+//! One site's connection: the handshake, then messages both ways.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use firesteel_base::SiteName;
+use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
+use firesteel_wire::PROTOCOL;
+use firesteel_wire::control::{Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site};
+use tokio::sync::mpsc;
+
+/// Messages on their way to one site. A site that leaves this many unread has
+/// stopped reading, for each of its rounds has fewer than ten.
+const OUTGOING: usize = 64;
+
+/// What a connection tells the driver.
+pub(crate) enum Inbound {
+    /// A site is there; this is how to reach it.
+    Joined { site: usize, outgoing: mpsc::Sender<ToSite> },
+    /// It said something.
+    Said { site: usize, body: to_server::Body },
+    /// Its connection is over.
+    Left { site: usize, why: Option<LinkError> },
+    /// Somebody called who may not; the driver only logs it.
+    Turned { why: String },
+}
+
+/// What every connection needs to know.
+pub(crate) struct Reception {
+    /// The sites of the job, by name.
+    pub(crate) sites: HashMap<SiteName, usize>,
+    /// What a site is told first.
+    pub(crate) start: StartJob,
+    /// For the handshake.
+    pub(crate) connect: Duration,
+    /// The epoch of the lease.
+    pub(crate) lease_epoch: u64,
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve(
+    stream: BoxStream,
+    reception: Arc<Reception>,
+    inbox: mpsc::Sender<Inbound>,
+) {
+    let (mut reader, mut writer) = split(stream);
+    let greeted = tokio::time::timeout(
+        reception.connect,
+        greet(&mut reader, &mut writer, &reception),
+    );
+    let site = match greeted.await {
+        Ok(Ok(site)) => site,
+        Ok(Err(why)) => {
+            let refused = to_site::Body::Refused(Refused { reason: why.clone() });
+            // It may be gone already; the driver hears of it either way.
+            let _ = writer.send(&ToSite { body: Some(refused) }).await;
+            let _ = inbox.send(Inbound::Turned { why }).await;
+            return;
+        }
+        Err(_) => {
+            let why = format!("a connection said nothing within {:?}", reception.connect);
+            let _ = inbox.send(Inbound::Turned { why }).await;
+            return;
+        }
+    };
+    let (outgoing, mut queue) = mpsc::channel::<ToSite>(OUTGOING);
+    if inbox.send(Inbound::Joined { site, outgoing }).await.is_err() {
+        return;
+    }
+    let writing = async {
+        while let Some(message) = queue.recv().await {
+            writer.send(&message).await?;
+        }
+        writer.close().await
+    };
+    let reading = async {
+        while let Some(message) = reader.next::<ToServer>("ToServer").await? {
+            // An empty body is something a newer agent says.
+            if let Some(body) = message.body
+                && inbox.send(Inbound::Said { site, body }).await.is_err()
+            {
+                break;
+            }
+        }
+        Ok::<(), LinkError>(())
+    };
+    tokio::pin!(writing);
+    tokio::pin!(reading);
+    // The driver drops its sender when the job is over; what the site still has
+    // to say is read to the end.
+    let why = tokio::select! {
+        read = &mut reading => read.err(),
+        written = &mut writing => match written {
+            Err(error) => Some(error),
+            Ok(()) => reading.await.err(),
+        },
+    };
+    let _ = inbox.send(Inbound::Left { site, why }).await;
+}
+
+/// The handshake; the index of the site, or why it is turned away.
+async fn greet(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    reception: &Reception,
+) -> Result<usize, String> {
+    let message = reader
+        .next::<ToServer>("ToServer")
+        .await
+        .map_err(|error| format!("a connection failed before its hello: {error}"))?;
+    let Some(ToServer { body: Some(to_server::Body::Hello(hello)) }) = message else {
+        return Err("the first message of a connection was no hello".to_owned());
+    };
+    if PROTOCOL < hello.protocol_min || PROTOCOL > hello.protocol_max {
+        return Err(format!(
+            "site `{}` (build {}) speaks protocols {} to {}, this server speaks {PROTOCOL}: \
+             upgrade the older of the two",
+            hello.site, hello.build, hello.protocol_min, hello.protocol_max,
+        ));
+    }
+    let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;
+    let Some(&site) = reception.sites.get(&name) else {
+        return Err(format!("`{name}` is not a site of this job"));
+    };
+    let welcome = to_site::Body::Welcome(Welcome {
+        protocol: PROTOCOL,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        lease_epoch: reception.lease_epoch,
+    });
+    let start = to_site::Body::StartJob(reception.start.clone());
+    for body in [welcome, start] {
+        writer
+            .send(&ToSite { body: Some(body) })
+            .await
+            .map_err(|error| format!("`{name}` was lost in the handshake: {error}"))?;
+    }
+    Ok(site)
+}

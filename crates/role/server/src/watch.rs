@@ -1,0 +1,440 @@
+//! Tells people and files what happens: logs, progress, metrics, event files.
+//! Nothing here can fail a job.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use firesteel_base::{Durations, Failure, Round, SiteName, TaskKey};
+use firesteel_flow::{Assignment, Outcome, RoundRecord, SiteResult, Warning};
+use firesteel_observe::metrics::{self, MetricsWriter, RunStatus, Summary};
+use firesteel_observe::{Logger, Progress, RoundLine, SiteStage, TbWriter};
+use firesteel_store::RunDir;
+use firesteel_wire::control::TaskState;
+use firesteel_wire::spec::{Direction, JobSpec, Method};
+use serde_json::Value;
+
+use crate::report::SiteFailureReport;
+
+/// How often the display is refreshed when nothing happens.
+const REFRESH: Duration = Duration::from_millis(500);
+
+/// Event files that are open at once; each holds a descriptor.
+const OPEN_EVENT_FILES: usize = 256;
+
+/// The name under which the federation's own curves stand.
+const GLOBAL: &str = "global";
+
+/// Everything that is told about a job.
+pub struct Watch {
+    logger: Logger,
+    rounds: Logger,
+    progress: Progress,
+    metrics: Option<MetricsWriter>,
+    /// What trainers logged, one JSON object per line.
+    tracked: Option<BufWriter<File>>,
+    events: Option<HashMap<SiteName, TbWriter>>,
+    run: Arc<RunDir>,
+    spec: JobSpec,
+    durations: Durations,
+    started: Instant,
+    failures: Vec<SiteFailureReport>,
+    last: Option<(Round, Vec<(String, f64)>)>,
+    best: Option<(Round, Vec<(String, f64)>)>,
+    models: Vec<(String, String)>,
+}
+
+impl Watch {
+    /// Tells `logger` and `progress`, and writes the metrics of `run`; lines of
+    /// rounds from `from` on are written anew.
+    pub fn new(
+        logger: &Logger,
+        progress: Progress,
+        run: Arc<RunDir>,
+        spec: &JobSpec,
+        durations: Durations,
+        from: Round,
+    ) -> Self {
+        let logger = logger.named("firesteel.server");
+        let dir = run.metrics_dir();
+        let metrics = match MetricsWriter::open(&dir, from) {
+            Ok(metrics) => Some(metrics),
+            Err(error) => {
+                logger.error(&format!("metrics are not written: {error}"));
+                None
+            }
+        };
+        let tracked = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(dir.join("tracked.jsonl"))
+            .map(BufWriter::new)
+            .ok();
+        let tensorboard = spec.tracking.iter().any(|kind| kind == "tensorboard");
+        Self {
+            rounds: logger.named("firesteel.server.round"),
+            logger,
+            progress,
+            metrics,
+            tracked,
+            events: tensorboard.then(HashMap::new),
+            run,
+            spec: spec.clone(),
+            durations,
+            started: Instant::now(),
+            failures: Vec::new(),
+            last: None,
+            best: None,
+            models: Vec::new(),
+        }
+    }
+
+    /// Every failure met so far, oldest first.
+    pub(crate) fn failures(&self) -> Vec<SiteFailureReport> {
+        self.failures.clone()
+    }
+
+    pub(crate) fn interval(&self) -> Duration {
+        REFRESH
+    }
+
+    pub(crate) fn tick(&mut self) {
+        self.progress.tick();
+        self.flush();
+    }
+
+    pub(crate) fn warn(&self, message: &str) {
+        self.logger.warning(message);
+    }
+
+    pub(crate) fn error(&self, message: &str) {
+        self.logger.error(message);
+    }
+
+    pub(crate) fn joined(&self, site: &SiteName) {
+        self.logger.for_site(site).debug("the site has joined");
+    }
+
+    pub(crate) fn dismissed(&mut self, site: &SiteName, failure: &Failure) {
+        self.logger.for_site(site).warning(&format!("{site} takes no further part: {failure}"));
+        self.failed(site, None, failure);
+    }
+
+    pub(crate) fn assigned(&mut self, round: Round, assignment: &Assignment) {
+        self.progress.round_started(round);
+        self.rounds.for_round(round).debug(&format!(
+            "round {} of {}: {} given to {} sites",
+            round.0.saturating_sub(assignment.start_round.0) + 1,
+            assignment.total_rounds,
+            assignment.task,
+            assignment.keys.len(),
+        ));
+    }
+
+    pub(crate) fn task(&mut self, key: &TaskKey, state: TaskState) {
+        let stage = match state {
+            TaskState::Queued => SiteStage::Waiting,
+            TaskState::Starting => SiteStage::Starting { limit: self.durations.trainer_start },
+            TaskState::Training => SiteStage::Training,
+            TaskState::Sending => SiteStage::Sending { done: 0, total: 0 },
+        };
+        self.progress.site(&key.site, stage);
+    }
+
+    pub(crate) fn update(&mut self, key: &TaskKey, seconds: f64) {
+        self.progress.site(&key.site, SiteStage::Done { note: format!("{seconds:.2} s") });
+        self.rounds.for_site(&key.site).for_round(key.round).debug("update taken");
+    }
+
+    pub(crate) fn folding(&mut self, round: Round) {
+        self.rounds.for_round(round).debug("summing the updates");
+    }
+
+    /// What a workflow warns of.
+    pub(crate) fn flow_warning(&mut self, warning: &Warning) {
+        let logger = self.logger.named("firesteel.flow");
+        match warning {
+            Warning::SiteFailed { round, site, failure } => {
+                self.failed(site, Some(*round), failure);
+                let message = if failure.hint.is_empty() {
+                    failure.to_string()
+                } else {
+                    format!("{failure}; {}", failure.hint)
+                };
+                self.progress.site(site, SiteStage::Failed { message });
+                logger.for_site(site).for_round(*round).files_only().warning(&warning.to_string());
+            }
+            // A job whose sites send no metric at all has no use for a best model.
+            Warning::KeyMetricMissing { present, .. } if present.is_empty() => {
+                logger.debug(&warning.to_string());
+            }
+            // Scripts that do not count their steps are common and right.
+            Warning::StepsMissing { .. } => logger.info(&warning.to_string()),
+            other => logger.warning(&other.to_string()),
+        }
+    }
+
+    fn failed(&mut self, site: &SiteName, round: Option<Round>, failure: &Failure) {
+        let name = site.as_str();
+        let known = self.failures.iter().any(|one| one.site == name && &one.failure == failure);
+        if !known {
+            self.failures.push(SiteFailureReport {
+                site: name.to_owned(),
+                round,
+                failure: failure.clone(),
+            });
+        }
+    }
+
+    pub(crate) fn round(&mut self, record: &RoundRecord) {
+        let means: Vec<(String, f64)> =
+            record.metrics.iter().map(|mean| (mean.name.clone(), mean.value)).collect();
+        let sites = record.sites.iter().map(|one| site_record(&one.site, &one.result));
+        let line = metrics::RoundRecord {
+            round: record.round,
+            seconds: (record.ended - record.started).as_secs_f64(),
+            sites: sites.collect(),
+            metrics: means.clone(),
+            best: record.best.is_some(),
+        };
+        for site in &record.sites {
+            if let SiteResult::Failed(failure) | SiteResult::Excluded(failure) = &site.result {
+                self.failed(&site.site, Some(record.round), failure);
+            }
+        }
+        if let Some(metrics) = &mut self.metrics
+            && let Err(error) = metrics.round(&line)
+        {
+            self.logger.error(&format!("a round's metrics are lost: {error}"));
+        }
+        let contributed = record
+            .sites
+            .iter()
+            .filter(|one| matches!(one.result, SiteResult::Contributed { .. }))
+            .count();
+        let key = &self.spec.selection.key_metric;
+        let metric = means.iter().find(|(name, _)| name == key).cloned();
+        let logger = self.rounds.for_round(record.round);
+        for note in &record.notes {
+            logger.info(note);
+        }
+        if record.result.is_some() {
+            let shown: Vec<String> =
+                means.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            logger.files_only().info(&format!(
+                "round {} done with {contributed} of {} sites in {:.3} s{}{}",
+                record.round,
+                record.sites.len(),
+                line.seconds,
+                if shown.is_empty() { "" } else { ": " },
+                shown.join(", "),
+            ));
+            self.progress.round_done(RoundLine {
+                round: record.round,
+                took: record.ended - record.started,
+                contributed,
+                metric,
+                best: record.best.is_some(),
+            });
+        }
+        if record.best.is_some() {
+            self.best = Some((record.round, means.clone()));
+        }
+        if self.events.is_some()
+            && let Ok(name) = SiteName::new(GLOBAL)
+        {
+            for (metric, value) in &means {
+                self.scalar(&name, metric, *value, i64::from(record.round.0), SystemTime::now());
+            }
+        }
+        self.last = Some((record.round, means));
+    }
+
+    /// A value that a trainer logged: JSON with `key`, `value`, `type`, `step`,
+    /// `time`. What cannot be read is dropped and said once in the debug log.
+    pub(crate) fn metric(&mut self, site: &SiteName, event: &str) {
+        let Ok(Value::Object(mut event)) = serde_json::from_str::<Value>(event) else {
+            return self.logger.for_site(site).debug("a tracking event that is no JSON object was dropped");
+        };
+        let key = event.get("key").and_then(Value::as_str).unwrap_or("value").to_owned();
+        let step = event.get("step").and_then(Value::as_i64).unwrap_or(0);
+        let time = event.get("time").and_then(Value::as_f64).unwrap_or(0.0);
+        let time = Duration::try_from_secs_f64(time)
+            .ok()
+            .filter(|since| !since.is_zero())
+            .map_or_else(SystemTime::now, |since| SystemTime::UNIX_EPOCH + since);
+        match event.get("value") {
+            Some(Value::Number(number)) => {
+                let value = number.as_f64().unwrap_or(f64::NAN);
+                self.scalar(site, &key, value, step, time);
+            }
+            Some(Value::Bool(flag)) => self.scalar(site, &key, f64::from(*flag), step, time),
+            Some(Value::Object(group)) => {
+                let values: Vec<(String, f64)> = group
+                    .iter()
+                    .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+                    .collect();
+                self.with_events(site, |writer| writer.add_scalars(&key, &values, step, time));
+            }
+            Some(Value::String(text)) => {
+                let text = text.clone();
+                self.with_events(site, |writer| writer.add_text(&key, &text, step, time));
+            }
+            _ => {}
+        }
+        event.insert("site".to_owned(), Value::String(site.as_str().to_owned()));
+        if let Some(tracked) = &mut self.tracked {
+            // Lost lines of a full disk are counted by the logs; a job goes on.
+            let _ = writeln!(tracked, "{}", Value::Object(event));
+        }
+    }
+
+    fn scalar(&mut self, site: &SiteName, key: &str, value: f64, step: i64, time: SystemTime) {
+        self.with_events(site, |writer| writer.add_scalar(key, value, step, time));
+    }
+
+    fn with_events(
+        &mut self,
+        site: &SiteName,
+        add: impl FnOnce(&mut TbWriter) -> Result<(), firesteel_observe::TbError>,
+    ) {
+        let Some(events) = &mut self.events else {
+            return;
+        };
+        if !events.contains_key(site) && events.len() >= OPEN_EVENT_FILES {
+            // Dropping a writer flushes and closes its file; it opens another later.
+            events.clear();
+        }
+        let dir = self.run.events_dir(site);
+        let writer = events.entry(site.clone()).or_insert_with(|| TbWriter::new(&dir));
+        if let Err(error) = add(writer) {
+            self.logger.warning(&format!("{error}; TensorBoard events are no longer written"));
+            self.events = None;
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(tracked) = &mut self.tracked {
+            let _ = tracked.flush();
+        }
+        let mut lost = None;
+        for writer in self.events.iter_mut().flat_map(HashMap::values_mut) {
+            lost = lost.or(writer.flush().err());
+        }
+        if let Some(error) = lost {
+            self.logger.warning(&format!("{error}; TensorBoard events are no longer written"));
+            self.events = None;
+        }
+    }
+
+    /// Where models lie, for the summary: role and path.
+    pub(crate) fn saved(&mut self, role: &str, path: PathBuf) {
+        let shown = path.strip_prefix(self.run.path()).unwrap_or(&path);
+        let entry = (role.to_owned(), shown.to_string_lossy().into_owned());
+        match self.models.iter_mut().find(|(known, _)| known == role) {
+            Some(known) => *known = entry,
+            None => self.models.push(entry),
+        }
+    }
+
+    /// The job has ended.
+    pub(crate) fn finished(&mut self, outcome: &Outcome) {
+        let (status, message) = match outcome {
+            Outcome::Completed { .. } => (RunStatus::Completed, "completed".to_owned()),
+            Outcome::CompletedWith { contributed, of, missed, .. } => {
+                for one in missed {
+                    let site = one.site.clone();
+                    self.failed(&site, Some(one.last), &one.cause);
+                    self.logger.warning(&one.to_string());
+                }
+                (RunStatus::CompletedWithFailures, format!("completed with {contributed} of {of} sites"))
+            }
+            Outcome::Failed { cause, round, failures, .. } => {
+                for one in failures {
+                    self.failed(&one.site, *round, &one.failure);
+                }
+                self.logger.files_only().error(cause);
+                (RunStatus::Failed, format!("failed: {cause}"))
+            }
+            Outcome::Aborted { reason } => (RunStatus::Aborted, format!("aborted: {reason}")),
+        };
+        self.flush();
+        let (final_round, final_metrics) = split(self.last.take());
+        let (best_round, best_metrics) = split(self.best.take());
+        let summary = Summary {
+            job: self.spec.name.clone(),
+            status,
+            message: message.clone(),
+            key_metric: self.spec.selection.key_metric.clone(),
+            key_metric_mode: match self.spec.selection.mode {
+                Direction::Max => "max",
+                Direction::Min => "min",
+            },
+            aggregation: match self.spec.aggregation.method {
+                Method::Mean => "mean",
+                Method::Median => "median",
+                Method::TrimmedMean => "trimmed_mean",
+            }
+            .to_owned(),
+            seconds: self.started.elapsed().as_secs_f64(),
+            sites_total: self.spec.sites.len(),
+            final_round,
+            final_metrics,
+            best_round,
+            best_metrics,
+            models: self.models.clone(),
+            failures: self
+                .failures
+                .iter()
+                .filter_map(|one| {
+                    let site = SiteName::new(&one.site).ok()?;
+                    Some((one.round.unwrap_or_default(), site, one.failure.clone()))
+                })
+                .collect(),
+        };
+        if let Some(metrics) = &self.metrics
+            && let Err(error) = metrics.summary(&summary)
+        {
+            self.logger.error(&format!("the summary is lost: {error}"));
+        }
+        self.progress.finish(&message);
+    }
+}
+
+fn split(part: Option<(Round, Vec<(String, f64)>)>) -> (Option<Round>, Vec<(String, f64)>) {
+    part.map_or((None, Vec::new()), |(round, metrics)| (Some(round), metrics))
+}
+
+fn site_record(site: &SiteName, result: &SiteResult) -> metrics::SiteRecord {
+    let mut record = metrics::SiteRecord {
+        site: site.clone(),
+        state: "absent",
+        weight: None,
+        metrics: Vec::new(),
+        failure: None,
+    };
+    match result {
+        SiteResult::Contributed { weight, metrics, .. } => {
+            record.state = "done";
+            record.weight = Some(*weight);
+            record.metrics.clone_from(metrics);
+        }
+        SiteResult::Late => record.state = "late",
+        SiteResult::Failed(failure) => {
+            record.state = "failed";
+            record.failure = Some(failure.clone());
+        }
+        SiteResult::Excluded(failure) => {
+            record.state = "excluded";
+            record.failure = Some(failure.clone());
+        }
+        SiteResult::Absent => {}
+        SiteResult::Waiting => record.state = "waiting",
+    }
+    record
+}

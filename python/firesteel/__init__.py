@@ -1,0 +1,50 @@
+"""Firesteel: many sites train one model together, and no site's data leaves it.
+
+`firesteel.client` goes into the training script, `firesteel.recipe` builds and
+runs a job, `firesteel.data` deals data out to simulated sites.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from firesteel.errors import (
+    ClientError,
+    Error,
+    Incomplete,
+    JobAborted,
+    JobFailed,
+    ModelError,
+    SpecError,
+    StoreError,
+    TreeError,
+)
+
+if TYPE_CHECKING:
+    from firesteel._models import load_model, save_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClientError",
+    "Error",
+    "Incomplete",
+    "JobAborted",
+    "JobFailed",
+    "ModelError",
+    "SpecError",
+    "StoreError",
+    "TreeError",
+    "__version__",
+    "load_model",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> object:
+    # The two need NumPy, whose import costs more than all the rest.
+    if name in ("load_model", "save_model"):
+        from firesteel import _models
+
+        return getattr(_models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,485 @@
+"""The warm parent: a Python process that has its imports behind it and forks trainers.
+
+Never: runs user code, starts a thread, or opens a socket; it speaks only with
+the supervisor that started it. Nothing here needs the compiled module.
+
+Start at `main`; the messages are described in `docs/specs/supervise.md`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import errno
+import faulthandler
+import fcntl
+import gc
+import hashlib
+import importlib
+import importlib.machinery
+import io
+import json
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+PROTOCOL = 1
+
+ALLOWED_ROOTS = frozenset({"numpy", "scipy", "sklearn", "pandas", "torch"})
+"""Only these, and what lies below them, are imported ahead: whatever else a job
+names could be user code, which has to run in the trainer alone."""
+
+SOURCE_CACHE = 64
+"""Compiled scripts that are kept; a job has one, or one per site."""
+
+FRAME = 1024 * 1024
+"""Bytes of one frame, as in the Rust side's `limits::FRAME`."""
+
+F_SETSIG = 10
+"""Linux's `fcntl` to choose the signal of `O_ASYNC`; the `fcntl` module lacks it."""
+
+
+def main() -> None:
+    """Serve the supervisor at the other end of standard input until it hangs up."""
+    options = dict(
+        argument[2:].split("=", 1) for argument in sys.argv[1:] if argument.startswith("--")
+    )
+    lifeline = int(options.get("lifeline", "-1"))
+    preload = [name for name in options.get("preload", "").split(",") if name]
+
+    connection = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    started = time.monotonic()
+    failed = import_ahead(preload)
+    # The objects that exist now are never garbage in a trainer. Frozen, they are
+    # not touched by its collections, and their pages stay shared.
+    gc.collect()
+    gc.freeze()
+
+    server = Server(connection, lifeline)
+    server.report(
+        kind="ready",
+        protocol=PROTOCOL,
+        python=sys.version.split()[0],
+        failed=failed,
+        import_ms=round((time.monotonic() - started) * 1000),
+    )
+    # In a trainer, this is where the fork comes out: with an empty stack.
+    trainer = server.run()
+    if trainer is not None:
+        trainer()
+
+
+def import_ahead(preload: list[str]) -> dict[str, str]:
+    """Import what trainers will need; return what failed, with the reason."""
+    failed: dict[str, str] = {}
+    names = ["numpy", "numpy.random", *preload]
+    for name in dict.fromkeys(names):
+        if name.split(".", 1)[0] not in ALLOWED_ROOTS:
+            failed[name] = "not one of the modules that may be imported ahead"
+            continue
+        reason = try_import(name)
+        if reason is not None:
+            failed[name] = reason
+    # The product itself, so that `import firesteel.client` costs a trainer nothing.
+    for name in ("firesteel._native", "firesteel.client"):
+        reason = try_import(name)
+        if reason is not None:
+            failed[name] = reason
+    return failed
+
+
+def try_import(name: str) -> str | None:
+    """Import a module; return why it could not be."""
+    try:
+        importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a broken installation may raise anything
+        return f"{type(error).__name__}: {error}"[:1000]
+    return None
+
+
+class Server:
+    """Reads requests, forks, and reports exits, all in one thread."""
+
+    def __init__(self, connection: socket.socket, lifeline: int) -> None:
+        self.connection = connection
+        self.lifeline = lifeline
+        self.buffer = bytearray()
+        self.descriptors: list[int] = []
+        self.sources: dict[str, tuple[tuple[int, int], types.CodeType | None]] = {}
+        self.wakeup, self.waker = os.pipe()
+        os.set_blocking(self.wakeup, False)
+        os.set_blocking(self.waker, False)
+        signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Ctrl-C is for the job; the supervisor ends this process when it is time.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def run(self) -> Callable[[], NoReturn] | None:
+        """Serve until the supervisor hangs up (None) or this is a trainer."""
+        poll = select.poll()
+        poll.register(self.connection, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
+        while True:
+            ready = dict(poll.poll())
+            if self.wakeup in ready:
+                drain(self.wakeup)
+                self.reap()
+            if self.connection.fileno() in ready:
+                try:
+                    data, descriptors, _, _ = socket.recv_fds(
+                        self.connection, 65536, 8, socket.MSG_CMSG_CLOEXEC
+                    )
+                except ConnectionError:
+                    return None
+                self.descriptors += descriptors
+                if not data:
+                    return None
+                self.buffer += data
+                trainer = self.obey()
+                if trainer is not None:
+                    return trainer
+
+    def obey(self) -> Callable[[], NoReturn] | None:
+        """Fork a trainer for every complete request."""
+        while len(self.buffer) >= 4:
+            (length,) = struct.unpack_from("<I", self.buffer)
+            if length > FRAME:
+                raise SystemExit(f"a request of {length} bytes")
+            if len(self.buffer) < 4 + length:
+                break
+            request = json.loads(self.buffer[4 : 4 + length])
+            del self.buffer[: 4 + length]
+            stdout, stderr = self.descriptors[:2]
+            del self.descriptors[:2]
+            trainer = self.fork(request, stdout, stderr)
+            if trainer is not None:
+                return trainer
+            os.close(stdout)
+            os.close(stderr)
+        return None
+
+    def fork(
+        self, request: dict[str, Any], stdout: int, stderr: int
+    ) -> Callable[[], NoReturn] | None:
+        """Fork one trainer; return, in the trainer, what it is to do."""
+        script = os.path.join(request["cwd"], request["script"])
+        try:
+            code = self.compile(script)
+        except OSError as error:
+            self.report(
+                kind="failed",
+                id=request["id"],
+                code="script-missing",
+                message=missing(script, error),
+                hint="paths are taken relative to the folder where the job is started",
+            )
+            return None
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self.report(
+                kind="failed",
+                id=request["id"],
+                code="spawn-failed",
+                message=f"no process could be made for the trainer: {error.strerror}",
+                hint="see `ulimit -u`, and how much memory is free",
+            )
+            return None
+        if pid:
+            self.report(kind="started", id=request["id"], pid=pid)
+            return None
+        signal.set_wakeup_fd(-1)
+        self.connection.detach()
+        lifeline = self.lifeline
+        return lambda: become_trainer(request, script, code, (stdout, stderr), lifeline)
+
+    def compile(self, script: str) -> types.CodeType | None:
+        """The script's code, from the cache when the file has not changed.
+
+        None when it does not compile: the trainer tries again and says why.
+        Compiling runs none of it.
+        """
+        found = os.stat(script)
+        stamp = (found.st_mtime_ns, found.st_size)
+        cached = self.sources.get(script)
+        if cached is not None and cached[0] == stamp:
+            return cached[1]
+        try:
+            code = compile_script(script)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            code = None
+        if len(self.sources) >= SOURCE_CACHE:
+            self.sources.clear()
+        self.sources[script] = (stamp, code)
+        return code
+
+    def reap(self) -> None:
+        """Report every trainer that has ended."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            # Kibibytes on Linux, bytes on macOS.
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.report(
+                kind="exited",
+                pid=pid,
+                status=status,
+                max_rss=usage.ru_maxrss * unit,
+                cpu_us=round((usage.ru_utime + usage.ru_stime) * 1e6),
+            )
+
+    def report(self, **fields: Any) -> None:
+        """Tell the supervisor."""
+        body = json.dumps(fields).encode()
+        try:
+            self.connection.sendall(struct.pack("<I", len(body)) + body)
+        except ConnectionError:
+            # Without a supervisor there is nobody to serve.
+            os._exit(1)
+
+
+def missing(script: str, error: OSError) -> str:
+    """Say why a script cannot be read."""
+    if error.errno == errno.ENOENT:
+        return f"the training script `{script}` does not exist"
+    if error.errno == errno.EISDIR:
+        return f"the training script `{script}` is not a file"
+    return f"the training script `{script}` cannot be read: {error.strerror}"
+
+
+def drain(descriptor: int) -> None:
+    """Empty a pipe that does not block."""
+    try:
+        while os.read(descriptor, 512):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def compile_script(script: str) -> types.CodeType:
+    """Compile a file as `python script.py` does."""
+    with io.open_code(script) as file:
+        return compile(file.read(), script, "exec", dont_inherit=True)
+
+
+# From here on: the trainer.
+
+
+def become_trainer(
+    request: dict[str, Any],
+    script: str,
+    code: types.CodeType | None,
+    output: tuple[int, int],
+    lifeline: int,
+) -> NoReturn:
+    """Turn this fork of the warm parent into a trainer, and run its script."""
+    status = 1
+    try:
+        leave_home(output, lifeline)
+        settle(request, script)
+        status = run_script(script, code)
+    except BaseException:  # nothing may come back from a trainer
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def leave_home(output: tuple[int, int], lifeline: int) -> None:
+    """Give up everything that belongs to the warm parent."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    own = reopen(lifeline) if lifeline >= 0 else -1
+    os.dup2(output[0], 1)
+    os.dup2(output[1], 2)
+    first_foreign = 3
+    if own >= 0:
+        if own != 3:
+            os.dup2(own, 3, inheritable=False)
+        hold_on_to(3)
+        first_foreign = 4
+    close_from(first_foreign)
+
+
+def reopen(lifeline: int) -> int:
+    """Open the lifeline anew: who is signalled belongs to an open file, and
+    the warm parent's other trainers share the inherited one."""
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{lifeline}", flags)
+    except OSError:
+        return -1
+
+
+def hold_on_to(lifeline: int) -> None:
+    """Have the kernel end this process when the supervisor's end of the pipe closes.
+
+    Unlike a parent-death signal this does not fire when the warm parent dies, for
+    then the supervisor adopts its trainers.
+    """
+    try:
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    except OSError:
+        return  # not Linux: the supervisor's own clean-up has to do
+    poll = select.poll()
+    poll.register(lifeline, 0)
+    if poll.poll(0):
+        # It closed before the signal was armed.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        os.closerange(first, min(os.sysconf("SC_OPEN_MAX"), 65536))
+        return
+    for descriptor in map(int, names):
+        if descriptor >= first:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the listing's own
+
+
+def settle(request: dict[str, Any], script: str) -> None:
+    """Arrange this process as a fresh interpreter would find itself."""
+    os.chdir(request["cwd"])
+    env: dict[str, str] = request["env"]
+    os.environ.update(env)
+    if "TZ" in env:
+        time.tzset()
+    sys.argv = [script, *request["args"]]
+    extra = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = [os.path.dirname(os.path.realpath(script)), *extra]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    # A crash in native code leaves the Python lines it came from in the log.
+    faulthandler.enable(2)
+    seed_generators(request["seed"])
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        # Taken when the module was imported, in the warm parent.
+        process.ORIGINAL_DIR = request["cwd"]
+        process.current_process().authkey = os.urandom(32)
+
+
+def seed_generators(seed: str | None) -> None:
+    """Seed Python's, NumPy's and torch's global generators, those that are loaded.
+
+    `seed` is any text, say `"{job seed}/{site}/{round}"`: equal texts give equal
+    numbers, on every machine. None seeds from the operating system.
+    """
+    numpy_random: Any = sys.modules.get("numpy.random")
+    torch: Any = sys.modules.get("torch")
+    if seed is None:
+        random.seed()
+        if numpy_random is not None:
+            numpy_random.seed()
+        if torch is not None:
+            torch.seed()
+        return
+    digest = hashlib.sha256(seed.encode()).digest()
+    random.seed(int.from_bytes(digest[:8], "little"))
+    if numpy_random is not None:
+        numpy_random.seed(int.from_bytes(digest[8:12], "little"))
+    if torch is not None:
+        torch.manual_seed(int.from_bytes(digest[16:24], "little") >> 1)
+
+
+def run_script(script: str, code: types.CodeType | None) -> int:
+    """Run the script as `__main__`; return the exit code of the process."""
+    module = types.ModuleType("__main__")
+    module.__file__ = script
+    module.__builtins__ = builtins  # type: ignore[attr-defined]
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", script)
+    module.__dict__["__cached__"] = None
+    sys.modules["__main__"] = module
+    status = 0
+    try:
+        exec(compile_script(script) if code is None else code, module.__dict__)
+    except SystemExit as stop:
+        status = exit_code(stop)
+    except KeyboardInterrupt as error:
+        show(error, script)
+        leave()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        show(error, script)
+        status = 1
+    late = leave()
+    return late if status == 0 and late is not None else status
+
+
+def exit_code(stop: SystemExit) -> int:
+    """What `sys.exit` was given, as the interpreter takes it."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def show(error: BaseException, script: str) -> None:
+    """Tell the agent and the log of an exception that nobody caught."""
+    trace = error.__traceback__
+    # The frames above the script's own are this module's.
+    while trace is not None and trace.tb_frame.f_code.co_filename != script:
+        trace = trace.tb_next
+    error = error.with_traceback(trace)
+    client = sys.modules.get("firesteel.client")
+    report = getattr(client, "_report_crash", None)
+    if report is not None:
+        try:
+            report(type(error), error, trace)
+        except Exception as failure:
+            print(f"the crash could not be reported: {failure}", file=sys.stderr)
+    sys.excepthook(type(error), error, trace)
+
+
+def leave() -> int | None:
+    """Do what the interpreter does at its end, up to the last flush.
+
+    Freeing the memory object by object is left out: it would only copy the pages
+    that are still shared with the warm parent.
+    """
+    status = None
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+        atexit._run_exitfuncs()  # type: ignore[attr-defined]
+    except SystemExit as stop:
+        status = exit_code(stop)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            status = 120  # as the interpreter exits when it cannot flush
+    return status

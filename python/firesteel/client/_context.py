@@ -1,0 +1,652 @@
+"""One connection of a training script to its site."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from firesteel.client._model import AnalyticsDataType, FLModel, ParamsType
+from firesteel.errors import ClientError, Error
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from firesteel._native import Bridge, ModelFile, Task
+    from firesteel._tree import Arrays, Packed
+    from firesteel.client._logs import Forwarder
+
+# Set by whatever starts a trainer.
+SOCKET = "FIRESTEEL_BRIDGE"
+TOKEN = "FIRESTEEL_TOKEN"
+ATTACH = "FIRESTEEL_ATTACH"
+
+# Bytes up to which a result travels inside the message: limits::INLINE_OBJECT.
+INLINE = 64 * 1024
+
+TRAIN, EVALUATE, SUBMIT_MODEL = "train", "validate", "submit_model"
+STEPS = "NUM_STEPS_CURRENT_ROUND"
+
+
+class APIContext:
+    """A script's side of one job; `init` makes it.
+
+    Scripts use the functions of `firesteel.client`, which speak to the context
+    that `init` made last; with several jobs in one process, pass `ctx=`.
+    """
+
+    def __init__(self, rank: int | str | None = None, config_file: str | None = None) -> None:
+        self.rank = _rank(rank)
+        self.config_file = config_file
+        self._bridge: Bridge | None = None
+        self._welcome: dict[str, Any] = {}
+        self._process = os.getpid()
+        self._attached = False
+        self._task: Task | None = None
+        self._received: FLModel | None = None
+        self._pristine: ModelFile | None = None
+        self._state: dict[str, Any] | None = None
+        self._metrics: dict[str, Any] | None = None
+        self._forwarder: Forwarder | None = None
+        self._ended = False
+        self._sending = False
+        self._tasks_seen = 0
+        self._sent = 0
+        self._rounds_done = 0
+
+    # -- connection --------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connects to the site's agent and sets the process up for its job."""
+        socket, token, self._attached = endpoint(self.config_file)
+        from firesteel import _native
+
+        self._bridge = _native.Bridge.connect(socket, token, self.rank)
+        self._welcome = json.loads(self._bridge.welcome())
+        if self.rank == 0:
+            from firesteel.client import _logs
+
+            self._forwarder = _logs.install(
+                self._bridge,
+                script=_script_stem(),
+                level=self._welcome.get("log_level") or "INFO",
+                captured=not self._attached,
+            )
+        self._reseed("start")
+
+    @property
+    def bridge(self) -> Bridge:
+        """The connection.
+
+        Raises:
+            ClientError: when there is none, or when this is another process.
+        """
+        if self._bridge is None:
+            raise ClientError(
+                "the connection to the site is closed",
+                hint="call flare.init() before, and flare.shutdown() only at the end",
+                code="misuse",
+            )
+        if os.getpid() != self._process:
+            raise ClientError(
+                "flare was called in a process that the training script forked",
+                hint="call flare in the process that called flare.init(), and pass "
+                "results back to it",
+                code="misuse",
+            )
+        return self._bridge
+
+    @property
+    def welcome(self) -> dict[str, Any]:
+        """What the site said about the job."""
+        return self._welcome
+
+    def shutdown(self) -> None:
+        """Ends the connection; `is_running` is False from here on."""
+        self._ended = True
+        self._drop_task()
+        if self._forwarder is not None:
+            import logging
+
+            logging.getLogger().removeHandler(self._forwarder)
+            self._forwarder = None
+        if self._bridge is not None and os.getpid() == self._process:
+            self._bridge.close()
+        self._bridge = None
+
+    # -- tasks ---------------------------------------------------------------
+
+    def await_task(self, timeout: float | None = None) -> Task | None:
+        """The current task; waits for the next one when there is none.
+
+        Raises:
+            TimeoutError: when none came in time.
+        """
+        if self._task is not None or self._ended:
+            return self._task
+        task = self.bridge.next(timeout)
+        if task is None:
+            self._ended = True
+            return None
+        self._task = task
+        self._tasks_seen += 1
+        self._reseed(str(task.round))
+        return task
+
+    def is_running(self) -> bool:
+        # Other ranks never send: their turn ends when they ask again.
+        if self.rank != 0 and self._received is not None:
+            self._drop_task()
+        return self.await_task() is not None
+
+    def receive(self, timeout: float | None = None) -> FLModel | None:
+        try:
+            task = self.await_task(timeout)
+        except TimeoutError:
+            return None
+        if task is None:
+            return None
+        if self._received is None:
+            self._received = self._read(task)
+        return self._received
+
+    def _read(self, task: Task) -> FLModel:
+        params: Any = None
+        if task.model is not None:
+            from firesteel import _tree
+
+            if self._welcome.get("params_transfer_type") == "DIFF" and task.name == TRAIN:
+                self._pristine = _untouched(task.model)
+            params = _tree.unpack(task.model, self._array_kind())
+        elif task.name == TRAIN:
+            params = {}
+        meta = json.loads(task.meta or "{}")
+        meta.setdefault("JOB_ID", self._welcome.get("job_id"))
+        meta.setdefault("SITE_NAME", self._welcome.get("site"))
+        return FLModel(
+            params=params,
+            start_round=task.start_round,
+            current_round=task.round,
+            total_rounds=task.total_rounds,
+            meta=meta,
+        )
+
+    def _array_kind(self) -> str:
+        return "torch" if self._welcome.get("exchange_format") == "pytorch" else "numpy"
+
+    def send(self, model: FLModel, clear_cache: bool = True) -> None:
+        self._sending = True
+        self._send(model, clear_cache)
+        # Left set when it raised: the crash report then says where.
+        self._sending = False
+
+    def _send(self, model: FLModel, clear_cache: bool) -> None:
+        bridge = self.bridge
+        if not isinstance(model, FLModel):
+            raise ClientError(
+                f"flare.send() was given a {type(model).__name__}, expected an FLModel",
+                hint="flare.send(flare.FLModel(params=…, metrics=…))",
+                code="misuse",
+            )
+        if self.rank != 0:
+            import warnings
+
+            warnings.warn(
+                f"flare.send() was called on rank {self.rank} and did nothing: only rank 0 "
+                "answers for the site; guard it with `if rank == 0:`",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self._drop_task()
+            return
+        task, received = self._task, self._received
+        if task is None or received is None:
+            before = self._sent == 0
+            raise ClientError(
+                "flare.send() was called before flare.receive()"
+                if before
+                else "flare.send() was called twice for one task",
+                hint="call flare.receive() once per turn of `while flare.is_running():`, "
+                "then send one answer",
+                code="misuse",
+            )
+        if model.params is None and not model.metrics:
+            raise ClientError(
+                "flare.send() was given a model with neither params nor metrics",
+                hint="flare.FLModel(params=…) with what was trained, or metrics=… with "
+                "what was measured",
+                code="misuse",
+            )
+        metrics = _numbers(model.metrics or self._metrics or {})
+        meta = _meta_json(model.meta)
+        stem = f"{task.round}-{task.attempt}-{self._sent}"
+        data: bytes | None = None
+        file: str | None = None
+        kind: ParamsType | None = None
+        if model.params is not None:
+            data, file, kind = self._write(model, stem)
+        state_file = self._save_state(stem)
+        bridge.send(
+            task,
+            model=data,
+            file=file,
+            params_type=None if kind is None else kind.value,
+            metrics=metrics,
+            meta=meta,
+            state_file=state_file,
+        )
+        self._sent += 1
+        self._drop_task()
+        if clear_cache:
+            model.params = model.optimizer_params = None
+            received.params = None
+        self._collect_garbage(task)
+
+    def _write(self, model: FLModel, stem: str) -> tuple[bytes | None, str | None, ParamsType]:
+        """The result as bytes, or as the name of a file in the outbox."""
+        from firesteel import _native, _tree
+
+        kind = _checked_kind(model.params_type)
+        wanted = self._welcome.get("params_transfer_type", "FULL")
+        if kind is ParamsType.FULL and wanted == "DIFF" and self._pristine is not None:
+            packed = _difference(model.params, _tree.Arrays(self._pristine, self._array_kind()))
+            kind = ParamsType.DIFF
+        else:
+            packed = _tree.pack(model.params)
+
+        def written(path: str | None) -> bytes | int:
+            return _native.write_model(
+                path, packed.tensors, tree=packed.tree, aliases=packed.aliases or None
+            )
+
+        if packed.nbytes < INLINE:
+            data = written(None)
+            if isinstance(data, bytes) and len(data) <= INLINE:
+                return data, None, kind
+        name = f"update-{stem}.safetensors"
+        written(os.path.join(self._outbox(), name))
+        return None, name, kind
+
+    def _outbox(self) -> str:
+        outbox = self._welcome.get("outbox")
+        if not outbox:
+            raise ClientError("the site named no folder for large results", code="internal")
+        return str(outbox)
+
+    def _drop_task(self) -> None:
+        self._task = None
+        self._received = None
+        self._pristine = None
+        self._metrics = None
+
+    def keep_metrics(self, metrics: dict[str, Any]) -> None:
+        """Metrics that go with the next `send` unless it has its own."""
+        self._metrics = metrics
+
+    # -- state ---------------------------------------------------------------
+
+    def state_items(self) -> dict[str, Any]:
+        """The state, read from disk when it is first asked for."""
+        if self._state is None:
+            from firesteel.client import _state
+
+            path = self._welcome.get("state_file")
+            self._state = _state.load(path) if path else {}
+        return self._state
+
+    def _save_state(self, stem: str) -> str | None:
+        if self._state is None:
+            return None
+        if not self._state and not self._welcome.get("state_file") and self._sent == 0:
+            return None
+        from firesteel.client import _state
+
+        return _state.save(self._state, self._outbox(), f"state-{stem}.safetensors")
+
+    # -- facts ---------------------------------------------------------------
+
+    def data(self, name: str) -> str:
+        known = self._welcome.get("data") or {}
+        if name in known:
+            return str(known[name])
+        site = self._welcome.get("site")
+        names = ", ".join(repr(n) for n in known) or "none"
+        raise ClientError(
+            f"site {site} has no data named {name!r}; it has: {names}",
+            hint=f'name it in the recipe, data={{"{name}": …}}, and say where it lies: '
+            f'SimEnv(data={{"{site}": {{"{name}": "path"}}}})',
+            code="misuse",
+        )
+
+    def log(
+        self, key: str, value: Any, data_type: AnalyticsDataType | str, **kwargs: Any
+    ) -> None:
+        if self.rank != 0:
+            return
+        kind = AnalyticsDataType(data_type)
+        event: dict[str, Any] = {
+            "key": str(key),
+            "value": _plain(value),
+            "type": kind.value,
+            "step": None,
+            "time": time.time(),
+        }
+        for name, extra in kwargs.items():
+            event["step" if name == "global_step" else name] = _plain(extra)
+        if event["step"] is None and self._task is not None:
+            event["step"] = self._task.round
+        self.bridge.metric(json.dumps(event, ensure_ascii=False))
+
+    # -- house-keeping -------------------------------------------------------
+
+    def _reseed(self, when: str) -> None:
+        seed = self._welcome.get("seed")
+        if seed is None:
+            return
+        from hashlib import blake2b
+
+        text = f"{seed}/{self._welcome.get('site')}/{when}/{self.rank}"
+        drawn = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+        import random
+
+        random.seed(drawn)
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed(drawn % 2**32)
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.manual_seed(drawn)
+
+    def _collect_garbage(self, task: Task) -> None:
+        every = int(self._welcome.get("gc_rounds") or 0)
+        if every <= 0 or task.name != TRAIN:
+            return
+        self._rounds_done += 1
+        if self._rounds_done % every:
+            return
+        import gc
+
+        gc.collect()
+        _trim_heap()
+        if self._welcome.get("cuda_empty_cache"):
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+    def report_crash(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> bool:
+        """Tells the agent why the script ended; False when that was not possible."""
+        import traceback
+
+        if self._bridge is None or os.getpid() != self._process:
+            return False
+        code = _code_of(error)
+        if self._sending:
+            phase = "send"
+        else:
+            phase = "train" if self._tasks_seen else "start"
+        said = str(error.message if isinstance(error, Error) else error).strip()
+        message = f"{kind.__name__}: {said}" if said else kind.__name__
+        if isinstance(error, Error) and error.hint:
+            message += f" (hint: {error.hint})"
+        text = "".join(traceback.format_exception(kind, error, _users(trace)))
+        try:
+            self._bridge.failed(code, phase, message, text)
+        except Exception:
+            # The agent is gone; the traceback goes to stderr all the same.
+            return False
+        return True
+
+
+def endpoint(config_file: str | None) -> tuple[str, str, bool]:
+    """Where the agent listens, the word that opens, and whether we attach by hand."""
+    profile = config_file or os.environ.get(ATTACH)
+    if profile:
+        try:
+            with open(profile, encoding="utf-8") as file:
+                content = json.load(file)
+            return str(content["socket"]), str(content["token"]), True
+        except FileNotFoundError:
+            raise ClientError(
+                f"there is no attach profile at {profile}",
+                hint="a job with execution_mode=\"attach\" writes one per site into "
+                "`attach/` of its run directory when it starts",
+                code="misuse",
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise ClientError(
+                f"{profile} is not an attach profile: {problem}",
+                hint="use the file that the job wrote into `attach/` of its run directory",
+                code="misuse",
+            ) from None
+    socket, token = os.environ.get(SOCKET), os.environ.get(TOKEN)
+    if socket and token is not None:
+        return socket, token, False
+    script = sys.argv[0] or "client.py"
+    raise ClientError(
+        "this script was started by hand: there is no job that it could take part in",
+        hint=f"run it through a job: FedAvgRecipe(train_script={os.path.basename(script)!r}, "
+        "min_clients=2).execute(SimEnv(num_clients=2)); or attach it to a running one with "
+        "flare.init(config_file=…)",
+        code="misuse",
+    )
+
+
+def _rank(rank: int | str | None) -> int:
+    given = os.environ.get("RANK", "0") if rank is None else rank
+    try:
+        number = int(given)
+    except (TypeError, ValueError):
+        number = -1
+    if number < 0:
+        raise ClientError(
+            f"flare.init(): `rank` is {given!r}, expected a whole number from 0",
+            hint="leave it out to use the RANK that torchrun sets",
+            code="misuse",
+        )
+    return number
+
+
+def _script_stem() -> str:
+    main = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else "script"
+    return os.path.splitext(os.path.basename(main))[0] or "script"
+
+
+def _checked_kind(kind: ParamsType | str | None) -> ParamsType:
+    try:
+        return ParamsType(kind or ParamsType.FULL)
+    except ValueError:
+        raise ClientError(
+            f"the model's `params_type` is {kind!r}, expected ParamsType.FULL or ParamsType.DIFF",
+            hint="leave it out for params as they are",
+            code="params-type",
+        ) from None
+
+
+def _untouched(file: ModelFile) -> ModelFile:
+    """A second mapping of a model, which the script's changes do not reach."""
+    reopen = getattr(file, "reopen", None)
+    if reopen is not None:
+        made: ModelFile = reopen()
+        return made
+    from firesteel import _native
+
+    return _native.ModelFile.from_bytes(bytes(memoryview(file)))
+
+
+def _difference(params: Any, received: Arrays) -> Packed:
+    """Packs what changed since the model was received, one tensor at a time."""
+    from firesteel import _tree
+
+    packed = _tree.pack(params)
+    if any(received.owner(a) != received.owner(o) for a, o in packed.aliases.items()):
+        # Tied here and not there: the differences are not the same.
+        packed = _tree.pack(params, ties=False)
+    tensors = []
+    for name, dtype, shape, _ in packed.tensors:
+        if name not in received:
+            raise ClientError(
+                f"tensor `{name}` is not in the model that was received, so there is no "
+                "difference to send",
+                hint="send the same names, or use params_transfer_type=\"FULL\" in the recipe",
+                code="key-mismatch",
+            )
+        _, old_dtype, old_shape, _, _ = received.entries[received.owner(name)]
+        if old_shape != shape:
+            raise ClientError(
+                f"tensor `{name}` has shape {shape}, the received model has {old_shape}",
+                code="shape-mismatch",
+            )
+        if old_dtype != dtype:
+            raise ClientError(
+                f"tensor `{name}` is {dtype}, the received model has {old_dtype}",
+                hint="convert it back before sending",
+                code="dtype-mismatch",
+            )
+        source = _subtract(packed.values[name], name, dtype, received)
+        tensors.append((name, dtype, shape, source))
+    packed.tensors = tensors
+    return packed
+
+
+def _subtract(value: Any, name: str, dtype: str, received: Arrays) -> Any:
+    from firesteel import _tree
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+
+        def of_torch() -> Any:
+            old = received.get(name, "torch")
+            new = value.detach().to("cpu")
+            if dtype == "BOOL":
+                return _tree.torch_source(new)
+            if dtype.startswith("F8"):
+                # torch computes nothing in fp8.
+                low = new.to(torch.float32) - old.to(torch.float32)
+                return _made(_tree.torch_source(low.to(new.dtype)))
+            return _made(_tree.torch_source(new - old))
+
+        return of_torch
+
+    def of_numpy() -> Any:
+        import numpy as np
+
+        array = np.asarray(value)
+        if dtype == "BOOL":
+            return _made(_tree.numpy_source(array))
+        return _made(_tree.numpy_source(np.subtract(array, received.get(name, "numpy"))))
+
+    return of_numpy
+
+
+def _made(source: Any) -> Any:
+    return source() if callable(source) else source
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    if not isinstance(metrics, dict):
+        raise ClientError(
+            f"`metrics` is a {type(metrics).__name__}, expected a dict of numbers", code="misuse"
+        )
+    numbers = {}
+    for key, value in metrics.items():
+        if isinstance(value, (str, bytes)):
+            number = None
+        else:
+            try:
+                # NumPy and torch scalars know how.
+                number = float(value)
+            except (TypeError, ValueError):
+                number = None
+        if number is None:
+            raise ClientError(
+                f"metrics[{key!r}] is a {type(value).__name__}, expected a number",
+                hint="put other facts into `meta`, or log them with flare.log()",
+                code="misuse",
+            )
+        numbers[str(key)] = number
+    return numbers
+
+
+def _meta_json(meta: dict[str, Any] | None) -> str:
+    if not meta:
+        return "{}"
+    if not isinstance(meta, dict):
+        raise ClientError(
+            f"`meta` is a {type(meta).__name__}, expected a dict", code="misuse"
+        )
+    steps = meta.get(STEPS)
+    if steps is not None:
+        try:
+            weight = float(steps)
+        except (TypeError, ValueError):
+            weight = math.nan
+        if not (math.isfinite(weight) and weight > 0):
+            raise ClientError(
+                f'meta["{STEPS}"] is {steps!r}, expected a positive number: the weight of this '
+                "update in the mean",
+                hint="the number of training steps or samples of this round; leave it out to "
+                "weigh all sites alike",
+                code="misuse",
+            )
+    plain = {}
+    for key, value in meta.items():
+        try:
+            plain[str(key)] = _plain(value)
+            json.dumps(plain[str(key)])
+        except (TypeError, ValueError):
+            raise ClientError(
+                f"meta[{key!r}] holds a {type(value).__name__}, expected JSON: text, numbers, "
+                "lists and dicts",
+                hint="arrays belong into `params`, or into flare.state when they stay here",
+                code="misuse",
+            ) from None
+    return json.dumps(plain, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and torch numbers as Python's, inside lists and dicts too."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        # Enums count as what they are made of.
+        return getattr(value, "value", value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    to_list = getattr(value, "tolist", None)
+    return to_list() if callable(to_list) else value
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, Error) and error.code:
+        return error.code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk-full"
+    return "raised"
+
+
+def _users(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is not the machinery's."""
+    machinery = ("runpy", "firesteel._warm", "firesteel.recipe", "importlib", "_frozen_importlib")
+    at = trace
+    while at is not None:
+        name = str(at.tb_frame.f_globals.get("__name__", ""))
+        file = at.tb_frame.f_code.co_filename
+        if not (name.startswith(machinery) or file.startswith("<frozen")):
+            return at
+        at = at.tb_next
+    return trace
+
+
+def _trim_heap() -> None:
+    """Gives free heap pages back to the system, where the C library can."""
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return
+    trim(0)

@@ -1,0 +1,199 @@
+"""Simulations in a row, for some minutes, watching what must not happen.
+
+    python tests/soak.py --minutes 5 [--seed 7]
+
+Two things are watched. Jobs of random size and trouble run one after
+another as processes of their own; each must end as it should, and leave no
+process behind. And one process runs job after job; its threads, its open files
+and its memory must not grow with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "scripts"))
+
+import measure  # noqa: E402
+
+# The trainer adds one to every weight, and has the trouble it is told to have.
+CLIENT = """
+import os, signal, sys, time
+import firesteel.client as flare
+
+kind, site, chance = sys.argv[1], sys.argv[2], int(sys.argv[3])
+flare.init()
+while flare.is_running():
+    model = flare.receive()
+    if flare.get_site_name() == site and model.current_round == chance:
+        if kind == "raise":
+            raise ValueError("trouble as told")
+        if kind == "exit":
+            sys.exit(3)
+        if kind == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if kind == "nan":
+            model.params = {name: value * float("nan") for name, value in model.params.items()}
+    params = {name: value + 1 for name, value in model.params.items()}
+    flare.send(flare.FLModel(params=params, metrics={"accuracy": 1.0}))
+"""
+
+JOB = """
+import json, os, sys
+import numpy as np
+import firesteel
+from firesteel.recipe import FedAvgRecipe, Policy, SimEnv
+
+sites, rounds, size, quorum, kind, site, chance = json.loads(sys.argv[1])
+recipe = FedAvgRecipe(
+    name="soak", framework="numpy", model={"w": np.zeros(size, dtype=np.float32)},
+    train_script="client.py", train_args=f"{kind} {site} {chance}",
+    min_clients=quorum, num_rounds=rounds, policy=Policy(on_failure="exclude"),
+)
+def once():
+    try:
+        run = recipe.execute(SimEnv(num_clients=sites))
+    except firesteel.JobFailed as failure:
+        return f"failed: {failure.status}"
+    return f"ended: {run.get_status()}"
+
+if len(sys.argv) < 3:
+    print(once())
+else:
+    # Job after job in one process, until the time is up.
+    import time
+    until = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < until:
+        said = once()
+        rss = next(
+            int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")
+        )
+        print(json.dumps({
+            "said": said, "threads": len(os.listdir("/proc/self/task")),
+            "files": len(os.listdir("/proc/self/fd")), "rss_kb": rss,
+        }), flush=True)
+"""
+TROUBLES = ("none", "none", "raise", "exit", "segfault", "nan")
+# Jobs after which the long-lived process has loaded all that it will.
+SETTLED = 5
+# KiB per job that the memory may grow by in the mean: below it is the noise of
+# an allocator, and a leaked job would be far above.
+GROWTH_KB = 64.0
+
+
+def environment() -> dict[str, str]:
+    """The same as ours: the package is imported from the tree."""
+    return dict(os.environ)
+
+
+def prepare(folder: Path) -> None:
+    """The job's files."""
+    (folder / "client.py").write_text(CLIENT, encoding="utf-8")
+    (folder / "job.py").write_text(JOB, encoding="utf-8")
+
+
+def random_job(chance: random.Random) -> tuple[list[Any], str]:
+    """A job's numbers, and what it must say at its end."""
+    sites = chance.choice((1, 2, 5, 20, 100))
+    rounds = chance.choice((1, 3, 10))
+    size = chance.choice((1, 1000, 100_000, 2_000_000)) if sites <= 5 else 100
+    kind = chance.choice(TROUBLES)
+    quorum = sites if kind == "none" or chance.random() < 0.5 else max(1, sites - 1)
+    site = f"site-{chance.randint(1, sites)}"
+    numbers = [sites, rounds, size, quorum, kind, site, chance.randrange(rounds)]
+    fails = kind != "none" and quorum == sites
+    return numbers, "failed: " if fails else "ended: "
+
+
+def soak_processes(until: float, chance: random.Random) -> list[str]:
+    """Jobs of random size and trouble; what went wrong."""
+    wrong = []
+    ran = 0
+    while time.monotonic() < until:
+        numbers, expect = random_job(chance)
+        with tempfile.TemporaryDirectory(prefix="firesteel-soak-") as folder:
+            prepare(Path(folder))
+            run = measure.run(
+                [sys.executable, "job.py", json.dumps(numbers)],
+                cwd=Path(folder),
+                env=environment(),
+                deadline_s=180.0,
+                expect=expect,
+            )
+        ran += 1
+        if run.failure or run.orphans:
+            trouble = run.failure or f"left {run.orphans} processes behind"
+            wrong.append(f"job {numbers}: {trouble}\n{run.output}")
+            print(wrong[-1], flush=True)
+    print(f"jobs of their own: {ran} ran, {len(wrong)} went wrong", flush=True)
+    return wrong
+
+
+def grown(lines: list[dict[str, Any]]) -> list[str]:
+    """What grew from job to job in the long-lived process."""
+    wrong = [
+        f"a job in the long-lived process said {line['said']!r}"
+        for line in lines
+        if not line["said"].startswith("ended: ")
+    ]
+    if len(lines) < 2 * SETTLED:
+        return [*wrong, f"only {len(lines)} jobs ran in the long-lived process"]
+    # Halves are compared, so that one sample at a bad moment decides nothing.
+    settled = lines[SETTLED:]
+    first, second = settled[: len(settled) // 2], settled[len(settled) // 2 :]
+    for what in ("threads", "files"):
+        before, after = (min(line[what] for line in half) for half in (first, second))
+        if after > before:
+            wrong.append(f"the long-lived process had {before} {what}, and later {after}")
+    before, after = (min(line["rss_kb"] for line in half) for half in (first, second))
+    per_job = (after - before) / len(first)
+    print(f"one process: {len(lines)} jobs, memory grew by {per_job:.1f} KiB per job", flush=True)
+    if per_job > GROWTH_KB:
+        wrong.append(f"the long-lived process grew by {per_job:.0f} KiB per job")
+    return wrong
+
+
+def main() -> int:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description="Simulations in a row")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    half = options.minutes * 60 / 2
+    with tempfile.TemporaryDirectory(prefix="firesteel-soak-") as folder:
+        prepare(Path(folder))
+        numbers = json.dumps([2, 3, 100_000, 2, "none", "site-1", 0])
+        done = subprocess.run(
+            [sys.executable, "job.py", numbers, str(half)],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=half + 180.0,
+            check=False,
+        )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"said"')]
+    wrong = grown(lines)
+    if done.returncode:
+        wrong.append(f"the long-lived process ended with code {done.returncode}")
+    wrong += soak_processes(time.monotonic() + half, random.Random(options.seed))
+    for sentence in wrong:
+        print(f"error: {sentence}", file=sys.stderr)
+    print(f"soak: {len(wrong)} to mend, seed {options.seed}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
