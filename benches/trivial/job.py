@@ -4,7 +4,6 @@ import argparse
 import os
 
 import numpy as np
-from firesteel import load_model
 from firesteel.recipe import FedAvgRecipe, SimEnv
 
 
@@ -23,12 +22,8 @@ def main() -> None:
         train_script=os.path.join(os.path.dirname(os.path.abspath(__file__)), "client.py"),
         key_metric="mean",
     )
-    run = recipe.execute(
-        SimEnv(num_clients=options.sites, workspace_root=os.path.abspath("ws"))
-    )
-    result = run.get_result()
-    path = os.path.join(result, "models", "final.safetensors") if os.path.isdir(result) else result
-    print("first weight:", float(load_model(path)["weights"].ravel()[0]))
+    run = recipe.execute(SimEnv(num_clients=options.sites))
+    print("first weight:", float(run.model()["weights"].ravel()[0]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -85,20 +84,26 @@ def load_model(path: str | os.PathLike[str], *, framework: str = "numpy") -> Any
         return torch.load(name, map_location="cpu", weights_only=True)
     except OSError as problem:
         raise StoreError(f"{name} could not be read: {problem.strerror or problem}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError) as problem:
-        raise SpecError(f"{name} is not a {suffix} file of plain arrays: {problem}") from None
+    except (ValueError, KeyError, EOFError, RuntimeError) as problem:
+        raise _not_plain(name, suffix, problem) from None
     except ImportError:
         raise SpecError(
             f"{name} needs torch, which is not installed here", hint="pip install torch"
         ) from None
     except Exception as problem:
-        # pickle.UnpicklingError, by a name that does not import pickle.
+        # By their names, for which neither zipfile nor pickle is imported.
+        if type(problem).__name__ == "BadZipFile":
+            raise _not_plain(name, suffix, problem) from None
         if type(problem).__name__ != "UnpicklingError":
             raise
         raise SpecError(
             f"{name} holds more than plain tensors, and is not loaded: that would run its code",
             hint="save `model.state_dict()` instead of the model",
         ) from None
+
+
+def _not_plain(name: str, suffix: str, problem: Exception) -> SpecError:
+    return SpecError(f"{name} is not a {suffix} file of plain arrays: {problem}")
 
 
 def _suffix(name: str) -> str:

@@ -231,7 +231,10 @@ class _Packer:
     def array(
         self, array: np.ndarray[Any, Any], steps: tuple[str | int, ...], *, may_tie: bool = True
     ) -> str:
-        if isinstance(array, np.ma.MaskedArray):
+        # Looked up, not imported: who made a masked array has loaded the module,
+        # and loading it costs a fresh trainer more than all the rest.
+        masked = sys.modules.get("numpy.ma")
+        if masked is not None and isinstance(array, masked.MaskedArray):
             raise self.refuse(
                 steps, "a masked array cannot be sent", "fill it first: `array.filled(0)`"
             )

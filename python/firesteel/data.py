@@ -216,6 +216,10 @@ def _dirichlet(
         parts: list[list[NDArray[np.intp]]] = [[] for _ in range(sites)]
         for at in shuffled:
             shares = generator.dirichlet(np.full(sites, alpha))
+            if not np.isfinite(shares).all():
+                # Every draw was below the smallest float: the limit of a small
+                # alpha, where one site has the whole label.
+                shares = np.eye(sites)[generator.randint(sites)]
             cuts = np.round(np.cumsum(shares)[:-1] * len(at)).astype(np.intp)
             for site, piece in enumerate(np.split(at, cuts)):
                 parts[site].append(piece)

@@ -154,11 +154,12 @@ class Bridge:
         metrics: dict[str, float],
         meta: str,
         state_file: str | None,
-    ) -> None:
+    ) -> bool:
         self.sent.append({
             "task": task, "model": model, "file": file, "params_type": params_type,
             "metrics": metrics, "meta": json.loads(meta), "state_file": state_file,
         })  # fmt: skip
+        return True
 
     def log(self, level: int, logger: str, message: str) -> None:
         self.logs.append((level, logger, message))

@@ -272,23 +272,48 @@ def test_init_twice_warns_and_goes_on(start: Any) -> None:
         assert flare.init() is first
 
 
-def test_other_ranks_receive_but_do_not_answer(start: Any) -> None:
-    bridge = start(2, rank=1)
-    assert bridge.endpoint[2] == 1
-    assert flare.is_running()
-    assert flare.receive() is flare.receive()
+def test_other_ranks_say_what_they_need(start: Any) -> None:
+    start(2, rank=1)
     for ask in (flare.is_train, flare.is_evaluate, flare.is_submit_model, flare.get_task_name):
         with pytest.raises(ClientError, match="on rank 1; only rank 0"):
             ask()
     flare.log("loss", 1.0, flare.AnalyticsDataType.SCALAR)
-    assert bridge.metrics == []
     with pytest.warns(RuntimeWarning, match="only rank 0 answers"):
         flare.send(answer())
-    assert bridge.sent == []
-    assert flare.is_running()
-    second = flare.receive()
-    assert second is not None and second.current_round == 1
-    assert not flare.is_running()
+    with pytest.raises(ClientError, match="torch.distributed; that is not initialized") as caught:
+        flare.is_running()
+    assert "init_process_group" in caught.value.hint
+
+
+@pytest.mark.torch
+def test_other_ranks_follow_rank_0(
+    fake: Any, start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.distributed as dist
+
+    from firesteel.client import _ranks
+
+    shared = dist.HashStore()
+    monkeypatch.setattr(_ranks, "store", lambda: shared)
+    large = {"w": np.zeros(20_000)}
+    tasks = [fake.Task(model_file(fake, p), round=n) for n, p in enumerate([large, {"w": np.ones(1)}])]
+    bridge = start(tasks)
+    zero = flare._current
+    one = flare.APIContext(1)
+    one.connect()
+    for number in range(2):
+        assert flare.is_running(ctx=zero)
+        flare.receive(ctx=zero)
+        flare.send(flare.FLModel(metrics={"a": 1.0}), ctx=zero)
+        assert flare.is_running(ctx=one)
+        model = flare.receive(ctx=one)
+        assert model is not None and model.current_round == number
+        assert model.params["w"].shape == ((20_000,), (1,))[number]
+    assert flare.get_site_name(ctx=one) == "site-1"
+    assert flare.receive(timeout=0.01, ctx=one) is model
+    assert not flare.is_running(ctx=zero) and not flare.is_running(ctx=one)
+    assert len(bridge.sent) == 2
+    assert list(tmp_path.glob("ranks-*")) == []
 
 
 def test_evaluate_and_submit_model_tasks(fake: Any, start: Any) -> None:
@@ -512,8 +537,9 @@ def test_memory_is_given_back_every_so_many_rounds(
 @pytest.mark.parametrize("module", ["firesteel", "firesteel.client", "firesteel.recipe"])
 def test_importing_costs_little_over_numpy(module: str) -> None:
     code = (
-        "import sys, time, numpy; n = set(sys.modules); t = time.perf_counter(); "
-        f"import {module}; print(time.perf_counter() - t); "
+        # CPU time: how long others keep the machine busy is not the import's cost.
+        "import sys, time, numpy; n = set(sys.modules); t = time.process_time(); "
+        f"import {module}; print(time.process_time() - t); "
         "print(*sorted(set(sys.modules) - n))"
     )
     best = 1.0

@@ -157,13 +157,13 @@ def test_a_missing_binary_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe().execute(SimEnv())
 
 
-def test_resume_asks_for_the_same_initial_model(fake: Any, here: Path) -> None:
-    folder = here / "firesteel-runs/fedavg/latest"
-    folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"initial_model": "/was/here"}))
+def test_resume_starts_from_what_the_run_kept(fake: Any, here: Path) -> None:
     recipe(model=[1.0]).execute(SimEnv(), resume=True)
     spec, options = started(fake)
-    assert spec["initial_model"] == "/was/here" and options["resume"] is True
+    kept = here / "firesteel-runs/fedavg/latest/models/initial.safetensors"
+    assert spec["initial_model"] == str(kept) and options["resume"] is True
+    recipe().execute(SimEnv(), resume=True)
+    assert started(fake)[0].get("initial_model") is None
 
 
 FAILURE = {

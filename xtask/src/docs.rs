@@ -39,6 +39,8 @@ pub struct Tree {
     pub codes: String,
     /// The folders of the crates.
     pub crates: Vec<String>,
+    /// Pages that sources send their readers to: `(source, page)`.
+    pub mentions: BTreeSet<(String, String)>,
 }
 
 impl Tree {
@@ -89,6 +91,13 @@ impl Tree {
         ) {
             self.crates.push(folder.to_owned());
         }
+        let source = path.ends_with(".rs") || path.ends_with(".py");
+        if source && (path.starts_with("crates/") || path.starts_with("python/")) {
+            let text = fs::read_to_string(on_disk).with_context(|| path.to_owned())?;
+            for page in mentions_of(&text) {
+                self.mentions.insert((path.to_owned(), page.to_owned()));
+            }
+        }
         self.files.insert(path.to_owned());
         Ok(())
     }
@@ -109,6 +118,7 @@ impl Tree {
 pub fn violations(tree: &Tree) -> Vec<String> {
     let mut found = examples(tree);
     found.extend(links(tree));
+    found.extend(mentions(tree));
     found.extend(failure_codes(tree));
     found.extend(map(tree));
     found.extend(decisions(tree));
@@ -157,6 +167,26 @@ fn links(tree: &Tree) -> Vec<String> {
         }
     }
     found
+}
+
+fn mentions(tree: &Tree) -> Vec<String> {
+    tree.mentions
+        .iter()
+        .filter(|(_, page)| !tree.files.contains(page))
+        .map(|(source, page)| format!("{source} sends its reader to {page}, which does not exist"))
+        .collect()
+}
+
+/// Every `docs/….md` in a source.
+fn mentions_of(text: &str) -> impl Iterator<Item = &str> {
+    let in_path = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '.');
+    text.match_indices("docs/")
+        .map(move |(at, _)| {
+            let rest = &text[at..];
+            &rest[..rest.find(|c| !in_path(c)).unwrap_or(rest.len())]
+        })
+        .map(|path| path.trim_end_matches('.'))
+        .filter(|path| path.ends_with(".md"))
 }
 
 /// The targets of `[text](target)` that stay in the tree, code left out.
@@ -421,6 +451,24 @@ mod tests {
         check(
             &[("docs/reference/failures.md", "## `exited`\n## `raised`\n")],
             &["another order"],
+        );
+    }
+
+    #[test]
+    fn sources_send_nobody_to_a_missing_page() {
+        let text = "//! See `docs/specs/a.md`.\n/// In docs/b.md. And docs/specs.\n";
+        assert_eq!(
+            mentions_of(text).collect::<Vec<_>>(),
+            ["docs/specs/a.md", "docs/b.md"]
+        );
+        let mut tree = Tree::default();
+        tree.files.insert("docs/b.md".into());
+        for page in mentions_of(text) {
+            tree.mentions.insert(("x.rs".into(), page.into()));
+        }
+        assert_eq!(
+            mentions(&tree),
+            ["x.rs sends its reader to docs/specs/a.md, which does not exist"]
         );
     }
 

@@ -86,7 +86,7 @@ def init(rank: int | str | None = None, config_file: str | None = None) -> APICo
         ClientError: when there is no job around this process.
     """
     global _current
-    if _current is not None and _current._bridge is not None:
+    if _current is not None and _current.connected:
         if config_file is None or config_file == _current.config_file:
             warnings.warn(
                 "flare.init() was called twice; the first connection is used",

@@ -8,8 +8,10 @@ import math
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from firesteel import _tree
+from firesteel.client import _logs, _ranks, _state
 from firesteel.client._model import AnalyticsDataType, FLModel, ParamsType
 from firesteel.errors import ClientError, Error
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from firesteel._native import Bridge, ModelFile, Task
     from firesteel._tree import Arrays, Packed
     from firesteel.client._logs import Forwarder
+    from firesteel.client._ranks import FollowedTask, Follower, Publisher
 
 # Set by whatever starts a trainer.
 SOCKET = "FIRESTEEL_BRIDGE"
@@ -43,15 +46,18 @@ class APIContext:
         self.rank = _rank(rank)
         self.config_file = config_file
         self._bridge: Bridge | None = None
+        self._publisher: Publisher | None = None
+        self._follower: Follower | None = None
         self._welcome: dict[str, Any] = {}
         self._process = os.getpid()
         self._attached = False
-        self._task: Task | None = None
+        self._task: Task | FollowedTask | None = None
         self._received: FLModel | None = None
         self._pristine: ModelFile | None = None
         self._state: dict[str, Any] | None = None
         self._metrics: dict[str, Any] | None = None
         self._forwarder: Forwarder | None = None
+        self._reported: BaseException | None = None
         self._ended = False
         self._sending = False
         self._tasks_seen = 0
@@ -63,20 +69,26 @@ class APIContext:
     def connect(self) -> None:
         """Connects to the site's agent and sets the process up for its job."""
         socket, token, self._attached = endpoint(self.config_file)
+        if self.rank != 0:
+            self._follower = _ranks.Follower(self.rank)
+            return
         from firesteel import _native
 
         self._bridge = _native.Bridge.connect(socket, token, self.rank)
         self._welcome = json.loads(self._bridge.welcome())
-        if self.rank == 0:
-            from firesteel.client import _logs
-
-            self._forwarder = _logs.install(
-                self._bridge,
-                script=_script_stem(),
-                level=self._welcome.get("log_level") or "INFO",
-                captured=not self._attached,
-            )
+        self._publisher = _ranks.Publisher()
+        self._forwarder = _logs.install(
+            self._bridge,
+            script=_script_stem(),
+            level=self._welcome.get("log_level") or "INFO",
+            captured=not self._attached,
+        )
         self._reseed("start")
+
+    @property
+    def connected(self) -> bool:
+        """Whether `connect` was called and `shutdown` was not."""
+        return self._bridge is not None or self._follower is not None
 
     @property
     def bridge(self) -> Bridge:
@@ -103,6 +115,8 @@ class APIContext:
     @property
     def welcome(self) -> dict[str, Any]:
         """What the site said about the job."""
+        if not self._welcome and self._follower is not None:
+            self._welcome = self._follower.welcome()
         return self._welcome
 
     def shutdown(self) -> None:
@@ -116,11 +130,13 @@ class APIContext:
             self._forwarder = None
         if self._bridge is not None and os.getpid() == self._process:
             self._bridge.close()
-        self._bridge = None
+        if self._publisher is not None:
+            self._publisher.clean(0)
+        self._bridge = self._follower = self._publisher = None
 
     # -- tasks ---------------------------------------------------------------
 
-    def await_task(self, timeout: float | None = None) -> Task | None:
+    def await_task(self, timeout: float | None = None) -> Task | FollowedTask | None:
         """The current task; waits for the next one when there is none.
 
         Raises:
@@ -128,13 +144,21 @@ class APIContext:
         """
         if self._task is not None or self._ended:
             return self._task
-        task = self.bridge.next(timeout)
+        task = self._next(timeout)
         if task is None:
             self._ended = True
             return None
         self._task = task
         self._tasks_seen += 1
         self._reseed(str(task.round))
+        return task
+
+    def _next(self, timeout: float | None) -> Task | FollowedTask | None:
+        if self._follower is not None:
+            return self._follower.next(timeout)
+        task = self.bridge.next(timeout)
+        if self._publisher is not None:
+            self._publisher.publish(task, self._welcome)
         return task
 
     def is_running(self) -> bool:
@@ -154,19 +178,18 @@ class APIContext:
             self._received = self._read(task)
         return self._received
 
-    def _read(self, task: Task) -> FLModel:
+    def _read(self, task: Task | FollowedTask) -> FLModel:
         params: Any = None
         if task.model is not None:
-            from firesteel import _tree
-
-            if self._welcome.get("params_transfer_type") == "DIFF" and task.name == TRAIN:
+            diff = self.welcome.get("params_transfer_type") == "DIFF"
+            if diff and task.name == TRAIN and self.rank == 0:
                 self._pristine = _untouched(task.model)
             params = _tree.unpack(task.model, self._array_kind())
         elif task.name == TRAIN:
             params = {}
         meta = json.loads(task.meta or "{}")
-        meta.setdefault("JOB_ID", self._welcome.get("job_id"))
-        meta.setdefault("SITE_NAME", self._welcome.get("site"))
+        meta.setdefault("JOB_ID", self.welcome.get("job_id"))
+        meta.setdefault("SITE_NAME", self.welcome.get("site"))
         return FLModel(
             params=params,
             start_round=task.start_round,
@@ -176,7 +199,7 @@ class APIContext:
         )
 
     def _array_kind(self) -> str:
-        return "torch" if self._welcome.get("exchange_format") == "pytorch" else "numpy"
+        return "torch" if self.welcome.get("exchange_format") == "pytorch" else "numpy"
 
     def send(self, model: FLModel, clear_cache: bool = True) -> None:
         self._sending = True
@@ -185,7 +208,6 @@ class APIContext:
         self._sending = False
 
     def _send(self, model: FLModel, clear_cache: bool) -> None:
-        bridge = self.bridge
         if not isinstance(model, FLModel):
             raise ClientError(
                 f"flare.send() was given a {type(model).__name__}, expected an FLModel",
@@ -221,6 +243,7 @@ class APIContext:
                 "what was measured",
                 code="misuse",
             )
+        bridge = self.bridge
         metrics = _numbers(model.metrics or self._metrics or {})
         meta = _meta_json(model.meta)
         stem = f"{task.round}-{task.attempt}-{self._sent}"
@@ -231,7 +254,7 @@ class APIContext:
             data, file, kind = self._write(model, stem)
         state_file = self._save_state(stem)
         bridge.send(
-            task,
+            cast("Task", task),
             model=data,
             file=file,
             params_type=None if kind is None else kind.value,
@@ -248,7 +271,7 @@ class APIContext:
 
     def _write(self, model: FLModel, stem: str) -> tuple[bytes | None, str | None, ParamsType]:
         """The result as bytes, or as the name of a file in the outbox."""
-        from firesteel import _native, _tree
+        from firesteel import _native
 
         kind = _checked_kind(model.params_type)
         wanted = self._welcome.get("params_transfer_type", "FULL")
@@ -292,9 +315,7 @@ class APIContext:
     def state_items(self) -> dict[str, Any]:
         """The state, read from disk when it is first asked for."""
         if self._state is None:
-            from firesteel.client import _state
-
-            path = self._welcome.get("state_file")
+            path = self.welcome.get("state_file")
             self._state = _state.load(path) if path else {}
         return self._state
 
@@ -303,14 +324,12 @@ class APIContext:
             return None
         if not self._state and not self._welcome.get("state_file") and self._sent == 0:
             return None
-        from firesteel.client import _state
-
         return _state.save(self._state, self._outbox(), f"state-{stem}.safetensors")
 
     # -- facts ---------------------------------------------------------------
 
     def data(self, name: str) -> str:
-        known = self._welcome.get("data") or {}
+        known = self.welcome.get("data") or {}
         if name in known:
             return str(known[name])
         site = self._welcome.get("site")
@@ -344,22 +363,19 @@ class APIContext:
     # -- house-keeping -------------------------------------------------------
 
     def _reseed(self, when: str) -> None:
-        seed = self._welcome.get("seed")
+        seed = self.welcome.get("seed")
         if seed is None:
             return
-        from hashlib import blake2b
+        # NumPy imports its generators when they are first used, too late to be seeded.
+        import numpy.random  # noqa: F401
 
-        text = f"{seed}/{self._welcome.get('site')}/{when}/{self.rank}"
-        drawn = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-        import random
+        from firesteel._warm import seed_generators
 
-        random.seed(drawn)
-        if (numpy := sys.modules.get("numpy")) is not None:
-            numpy.random.seed(drawn % 2**32)
-        if (torch := sys.modules.get("torch")) is not None:
-            torch.manual_seed(drawn)
+        # The ranks of one site draw different numbers, as its rank 0 and others' do.
+        own = f"/{self.rank}" if self.rank else ""
+        seed_generators(f"{seed}/{self.welcome.get('site')}/{when}{own}")
 
-    def _collect_garbage(self, task: Task) -> None:
+    def _collect_garbage(self, task: Task | FollowedTask) -> None:
         every = int(self._welcome.get("gc_rounds") or 0)
         if every <= 0 or task.name != TRAIN:
             return
@@ -383,6 +399,9 @@ class APIContext:
 
         if self._bridge is None or os.getpid() != self._process:
             return False
+        if error is self._reported:
+            return True
+        self._reported = error
         code = _code_of(error)
         if self._sending:
             phase = "send"
@@ -468,19 +487,11 @@ def _checked_kind(kind: ParamsType | str | None) -> ParamsType:
 
 def _untouched(file: ModelFile) -> ModelFile:
     """A second mapping of a model, which the script's changes do not reach."""
-    reopen = getattr(file, "reopen", None)
-    if reopen is not None:
-        made: ModelFile = reopen()
-        return made
-    from firesteel import _native
-
-    return _native.ModelFile.from_bytes(bytes(memoryview(file)))
+    return file.reopen()
 
 
 def _difference(params: Any, received: Arrays) -> Packed:
     """Packs what changed since the model was received, one tensor at a time."""
-    from firesteel import _tree
-
     packed = _tree.pack(params)
     if any(received.owner(a) != received.owner(o) for a, o in packed.aliases.items()):
         # Tied here and not there: the differences are not the same.
@@ -513,8 +524,6 @@ def _difference(params: Any, received: Arrays) -> Packed:
 
 
 def _subtract(value: Any, name: str, dtype: str, received: Arrays) -> Any:
-    from firesteel import _tree
-
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
 

@@ -6,11 +6,8 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import sys
-import tempfile
-import time
 from typing import TYPE_CHECKING, Any
 
 from firesteel.errors import Error, SpecError
@@ -142,8 +139,8 @@ class SimEnv(ExecEnv):
         os.makedirs(self.workspace_root, exist_ok=True)
         staging: str | None = None
         try:
-            if resume:
-                spec["initial_model"] = self._former_initial(spec["name"])
+            if job.make_params is not None and resume:
+                spec["initial_model"] = self._kept_initial(spec["name"])
             elif job.make_params is not None:
                 staging, spec["initial_model"] = self._stage(job)
             text = json.dumps(spec, ensure_ascii=False)
@@ -167,8 +164,9 @@ class SimEnv(ExecEnv):
         sites = self.sites_for(job)
         spec["sites"] = sites
         spec["seed"] = self.seed
+        there = frozenset(sites)
         for site in job.site_config:
-            if site not in sites:
+            if site not in there:
                 raise SpecError(
                     f"`site_config` names {site!r}, which is not a site of this job",
                     hint=_fields.did_you_mean(site, sites) or f"the sites are {_some(sites)}",
@@ -186,6 +184,9 @@ class SimEnv(ExecEnv):
                 hint=f"raise `num_clients` of SimEnv to {wanted}, or lower `min_clients`",
                 field="min_clients",
             )
+        if spec["trainer"]["command"][0] in ("python3", "python"):
+            # The interpreter that runs the job, wherever the PATH leads.
+            spec["trainer"]["command"][0] = sys.executable
         spec["site"] = self._site_settings(job, spec, sites)
         _check_scripts(spec)
         return spec
@@ -193,8 +194,9 @@ class SimEnv(ExecEnv):
     def _site_settings(
         self, job: Job, spec: dict[str, Any], sites: list[str]
     ) -> dict[str, dict[str, Any]]:
+        there = frozenset(sites)
         for site in self.data:
-            if site and site not in sites:
+            if site and site not in there:
                 raise SpecError(
                     f"`data` names {site!r}, which is not a site of this job",
                     hint=_fields.did_you_mean(site, sites) or f"the sites are {_some(sites)}",
@@ -244,6 +246,8 @@ class SimEnv(ExecEnv):
         """Writes the initial model where the run can take it over without a copy."""
         from firesteel._models import save_model
 
+        import tempfile
+
         assert job.make_params is not None
         folder = tempfile.mkdtemp(prefix=".initial-", dir=self.workspace_root)
         try:
@@ -253,14 +257,10 @@ class SimEnv(ExecEnv):
             raise
         return folder, path
 
-    def _former_initial(self, name: str) -> Any:
-        """What the run to be resumed was given: its spec must be the same."""
-        path = os.path.join(self.workspace_root, name, "latest", "job.json")
-        try:
-            with open(path, encoding="utf-8") as file:
-                return json.load(file).get("initial_model")
-        except (OSError, ValueError):
-            return None
+    def _kept_initial(self, name: str) -> str:
+        """The model that the run to be resumed began with."""
+        folder = os.path.join(self.workspace_root, name, "latest", "models")
+        return os.path.join(folder, "initial.safetensors")
 
     def _options(self, spec: dict[str, Any], job: Job, resume: bool) -> dict[str, Any]:
         sites = len(spec["sites"])
@@ -283,6 +283,7 @@ class SimEnv(ExecEnv):
             "resume": resume,
             "durations": {f"{name}_s": value for name, value in durations.items()},
             "threads": None,
+            "env": _trainers_path(),
         }
 
     def _wait(self, simulation: Simulation, spec: dict[str, Any]) -> None:
@@ -319,6 +320,8 @@ def run_here(script: str, args: Sequence[str], profile: str) -> None:
 
     What it raises is its site's failure, not ours; Ctrl-C is ours.
     """
+    import runpy
+
     import firesteel.client as flare
 
     with _as_program(script, args), _variable("FIRESTEEL_ATTACH", profile):
@@ -406,6 +409,20 @@ def binary() -> str:
     )
 
 
+def _trainers_path() -> dict[str, str]:
+    """Lets trainers import this very package where it is not installed.
+
+    A script may have found it through `sys.path`, which processes do not inherit.
+    """
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if os.path.basename(home) in ("site-packages", "dist-packages"):
+        return {}
+    given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if home in given:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join([*given, home])}
+
+
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -419,9 +436,11 @@ def _client_names(clients: Any, count: int) -> list[str]:
     if isinstance(clients, str):
         raise _fields.refuse("clients", clients, "a list of site names")
     names = [_fields.name("clients", name) for name in clients]
-    twice = {name for name in names if names.count(name) > 1} if len(names) < 10_000 else set()
-    if twice:
-        raise SpecError(f"`clients` names {min(twice)!r} twice", field="clients")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise SpecError(f"`clients` names {name!r} twice", field="clients")
+        seen.add(name)
     if count and count != len(names):
         raise SpecError(
             f"`num_clients` is {count}, but `clients` names {len(names)}",

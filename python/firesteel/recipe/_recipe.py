@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from firesteel.errors import SpecError
@@ -194,6 +193,8 @@ def _parameters(kind: type) -> list[str]:
 
 def _bundle(script: str, app: str) -> str:
     """Copies a script and what it imports from beside it; returns its new path."""
+    import shutil
+
     folder = os.path.dirname(script)
     for path in _script.Imports(script).files:
         inside = os.path.join(app, os.path.relpath(path, folder))

@@ -59,7 +59,10 @@ impl Hint for AttachError {
 /// # Errors
 /// [`AttachError::Write`].
 pub fn write_profile(path: &Path, profile: &AttachProfile) -> Result<(), AttachError> {
-    let failed = |source| AttachError::Write { path: path.to_owned(), source };
+    let failed = |source| AttachError::Write {
+        path: path.to_owned(),
+        source,
+    };
     let mut aside = path.as_os_str().to_owned();
     aside.push(".new");
     let aside = PathBuf::from(aside);
@@ -86,11 +89,19 @@ pub fn write_profile(path: &Path, profile: &AttachProfile) -> Result<(), AttachE
 /// # Errors
 /// [`AttachError::Read`] or [`AttachError::Malformed`].
 pub fn read_profile(path: &Path) -> Result<AttachProfile, AttachError> {
-    let failed = |source| AttachError::Read { path: path.to_owned(), source };
-    let malformed = |reason: String| AttachError::Malformed { path: path.to_owned(), reason };
+    let failed = |source| AttachError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let malformed = |reason: String| AttachError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
     let length = fs::metadata(path).map_err(failed)?.len();
     if length > PROFILE_BYTES {
-        return Err(malformed(format!("it has {length} bytes, the limit is {PROFILE_BYTES}")));
+        return Err(malformed(format!(
+            "it has {length} bytes, the limit is {PROFILE_BYTES}"
+        )));
     }
     let text = fs::read_to_string(path).map_err(failed)?;
     AttachProfile::from_json(&text).map_err(malformed)
@@ -116,12 +127,23 @@ mod tests {
         };
         for _ in 0..2 {
             write_profile(&path, &profile).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
             assert_eq!(read_profile(&path).unwrap(), profile);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         fs::write(&path, "{}").unwrap();
-        assert!(read_profile(&path).unwrap_err().to_string().contains("is not an attach profile"));
-        assert!(matches!(read_profile(folder.path()), Err(AttachError::Read { .. })));
+        assert!(
+            read_profile(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("is not an attach profile")
+        );
+        assert!(matches!(
+            read_profile(folder.path()),
+            Err(AttachError::Read { .. })
+        ));
     }
 }

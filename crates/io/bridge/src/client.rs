@@ -102,13 +102,15 @@ pub enum ClientError {
 impl Hint for ClientError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect { .. } => {
-                Some("run the script through a recipe, or attach it to a job that is running".into())
-            }
+            Self::Connect { .. } => Some(
+                "run the script through a recipe, or attach it to a job that is running".into(),
+            ),
             Self::Refused { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::Lost => Some("the job has ended or was aborted; see its log".into()),
             Self::Busy => Some("call receive and send from one thread only".into()),
-            Self::Forked { .. } => Some("call receive, send and log in the main process only".into()),
+            Self::Forked { .. } => {
+                Some("call receive, send and log in the main process only".into())
+            }
             _ => None,
         }
     }
@@ -266,7 +268,10 @@ impl BridgeClient {
     /// # Errors
     /// [`ClientError`]; `Refused` says in one sentence what does not fit.
     pub fn connect(dial: Dial<'_>, check: Check<'_>) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect { socket: dial.socket.to_owned(), source };
+        let failed = |source| ClientError::Connect {
+            socket: dial.socket.to_owned(),
+            source,
+        };
         let socket = UnixStream::connect(dial.socket).map_err(failed)?;
         socket.set_nonblocking(true).map_err(failed)?;
         let mut client = Self {
@@ -417,7 +422,9 @@ impl BridgeClient {
     pub fn log(&self, level: u32, logger: &str, message: &str) {
         let time = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX));
+            .map_or(0, |since| {
+                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+            });
         self.say_if_room(|dropped| {
             from_trainer::Body::Log(say::Log {
                 level,
@@ -434,7 +441,11 @@ impl BridgeClient {
         if json.len() > MESSAGE_BYTES {
             return;
         }
-        self.say_if_room(|_| from_trainer::Body::Metric(say::Metric { json: json.to_owned() }));
+        self.say_if_room(|_| {
+            from_trainer::Body::Metric(say::Metric {
+                json: json.to_owned(),
+            })
+        });
     }
 
     /// Tells the agent that the script failed.
@@ -466,7 +477,9 @@ impl BridgeClient {
         if self.process == std::process::id() {
             Ok(())
         } else {
-            Err(ClientError::Forked { parent: self.process })
+            Err(ClientError::Forked {
+                parent: self.process,
+            })
         }
     }
 
@@ -652,15 +665,21 @@ impl Writer {
 
 fn encode(body: from_trainer::Body) -> Result<Bytes, ClientError> {
     frame::encode(&FromTrainer { body: Some(body) }).map_err(|error| match error {
-        FrameError::TooLong { length, limit } => {
-            ClientError::TooLarge { what: "the message to the agent", bytes: length, limit }
-        }
+        FrameError::TooLong { length, limit } => ClientError::TooLarge {
+            what: "the message to the agent",
+            bytes: length,
+            limit,
+        },
         other => ClientError::Malformed(other.to_string()),
     })
 }
 
 fn refusal(refused: say::Refused) -> ClientError {
-    ClientError::Refused { code: refused.code, message: refused.message, hint: refused.hint }
+    ClientError::Refused {
+        code: refused.code,
+        message: refused.message,
+        hint: refused.hint,
+    }
 }
 
 /// At most the first `limit` bytes.
@@ -669,7 +688,11 @@ fn start_of(text: &str, limit: usize) -> String {
         return text.to_owned();
     }
     let end = text.floor_char_boundary(limit);
-    format!("{}… ({} bytes cut)", text.get(..end).unwrap_or_default(), text.len() - end)
+    format!(
+        "{}… ({} bytes cut)",
+        text.get(..end).unwrap_or_default(),
+        text.len() - end
+    )
 }
 
 /// The two ends of a text whose middle is cut.

@@ -119,7 +119,13 @@ impl Connection {
             copies: hello.copies,
             cut: false,
         };
-        Self { hello, peer, protocol, receiver, sender }
+        Self {
+            hello,
+            peer,
+            protocol,
+            receiver,
+            sender,
+        }
     }
 
     /// The trainer's rank; rank 0 is the one that trains with the agent.
@@ -148,7 +154,10 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`].
     pub async fn welcome(&mut self, json: &str) -> Result<(), ConnectionError> {
-        let welcome = say::Welcome { protocol: self.protocol, json: json.to_owned() };
+        let welcome = say::Welcome {
+            protocol: self.protocol,
+            json: json.to_owned(),
+        };
         self.sender.say(from_agent::Body::Welcome(welcome)).await
     }
 
@@ -180,7 +189,10 @@ pub struct BridgeReceiver {
 
 impl BridgeReceiver {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream: Arc::new(stream), buffer: BytesMut::new() }
+        Self {
+            stream: Arc::new(stream),
+            buffer: BytesMut::new(),
+        }
     }
 
     /// What the trainer says next; `None` when it has closed the connection.
@@ -189,20 +201,18 @@ impl BridgeReceiver {
     /// # Errors
     /// [`ConnectionError`]; the connection cannot be read further after one.
     pub async fn recv(&mut self) -> Result<Option<TrainerMessage>, ConnectionError> {
-        loop {
-            let Some(body) = self.frame().await? else {
-                return Ok(None);
-            };
-            return Ok(Some(match body {
-                from_trainer::Body::Hello(_) => return Err(ConnectionError::Unexpected),
-                from_trainer::Body::Next(say::Next {}) => TrainerMessage::Next,
-                from_trainer::Body::Result(result) => TrainerMessage::Result(result),
-                from_trainer::Body::Log(log) => TrainerMessage::Log(log),
-                from_trainer::Body::Metric(metric) => TrainerMessage::Metric(metric),
-                from_trainer::Body::Failed(failed) => TrainerMessage::Failed(failed),
-                from_trainer::Body::Bye(say::Bye {}) => TrainerMessage::Bye,
-            }));
-        }
+        let Some(body) = self.frame().await? else {
+            return Ok(None);
+        };
+        Ok(Some(match body {
+            from_trainer::Body::Hello(_) => return Err(ConnectionError::Unexpected),
+            from_trainer::Body::Next(say::Next {}) => TrainerMessage::Next,
+            from_trainer::Body::Result(result) => TrainerMessage::Result(result),
+            from_trainer::Body::Log(log) => TrainerMessage::Log(log),
+            from_trainer::Body::Metric(metric) => TrainerMessage::Metric(metric),
+            from_trainer::Body::Failed(failed) => TrainerMessage::Failed(failed),
+            from_trainer::Body::Bye(say::Bye {}) => TrainerMessage::Bye,
+        }))
     }
 
     /// The next frame of a kind that is known; `None` at the end of the stream.
@@ -216,7 +226,10 @@ impl BridgeReceiver {
                 Some(FromTrainer { body: None }) => continue,
                 None => {}
             }
-            self.stream.readable().await.map_err(ConnectionError::Lost)?;
+            self.stream
+                .readable()
+                .await
+                .map_err(ConnectionError::Lost)?;
             self.buffer.reserve(4096);
             match self.stream.try_read_buf(&mut self.buffer) {
                 Ok(0) if self.buffer.is_empty() => return Ok(None),
@@ -246,7 +259,11 @@ pub struct BridgeSender {
 
 impl BridgeSender {
     pub(crate) fn new(stream: Arc<UnixStream>) -> Self {
-        Self { stream, copies: false, cut: false }
+        Self {
+            stream,
+            copies: false,
+            cut: false,
+        }
     }
 
     /// Gives the trainer a task.
@@ -308,14 +325,18 @@ impl BridgeSender {
     /// # Errors
     /// [`ConnectionError`].
     pub async fn end(&mut self, reason: &str) -> Result<(), ConnectionError> {
-        self.say(from_agent::Body::End(say::End { reason: reason.to_owned() })).await
+        self.say(from_agent::Body::End(say::End {
+            reason: reason.to_owned(),
+        }))
+        .await
     }
 
     /// Sends a model piece by piece.
     async fn copy(&mut self, file: &File, length: u64) -> Result<(), ConnectionError> {
         let mut at = 0;
         while at < length {
-            let size = usize::try_from(length - at).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+            let size =
+                usize::try_from(length - at).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
             let mut data = vec![0; size];
             file.read_exact_at(&mut data, at).map_err(|error| {
                 // The trainer still waits for the rest, which will not come.
@@ -323,7 +344,8 @@ impl BridgeSender {
                 ConnectionError::Model(error)
             })?;
             at += size as u64;
-            self.say(from_agent::Body::Chunk(Chunk { data: data.into() })).await?;
+            self.say(from_agent::Body::Chunk(Chunk { data: data.into() }))
+                .await?;
         }
         Ok(())
     }
@@ -346,7 +368,10 @@ impl BridgeSender {
         let mut rest: &[u8] = &bytes;
         let mut descriptor = descriptor;
         while !rest.is_empty() {
-            self.stream.writable().await.map_err(ConnectionError::Lost)?;
+            self.stream
+                .writable()
+                .await
+                .map_err(ConnectionError::Lost)?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {
                 pass::send(self.stream.as_fd(), rest, descriptor)
             });

@@ -177,7 +177,10 @@ impl BridgeListener {
         let path = folder.join(SOCKET_NAME);
         let listener = UnixListener::bind(&path).map_err(|source| {
             let _ = fs::remove_dir(&folder);
-            BindError::Socket { path: path.clone(), source }
+            BindError::Socket {
+                path: path.clone(),
+                source,
+            }
         })?;
         let guests = Arc::new(Guests::default());
         let reception = Reception {
@@ -187,7 +190,11 @@ impl BridgeListener {
             strangers: Arc::new(Semaphore::new(STRANGERS)),
         };
         let accepting = tokio::spawn(reception.accept(listener)).abort_handle();
-        Ok(Self(Arc::new(Door { path, guests, accepting })))
+        Ok(Self(Arc::new(Door {
+            path,
+            guests,
+            accepting,
+        })))
     }
 
     /// The socket's path, for `FIRESTEEL_BRIDGE` and attach profiles.
@@ -208,7 +215,12 @@ impl BridgeListener {
         book.last = number;
         let text = token.text();
         book.waiting.insert(number, Guest { token, door });
-        Ok(Expected { token: text, number, connections, guests: self.0.guests.clone() })
+        Ok(Expected {
+            token: text,
+            number,
+            connections,
+            guests: self.0.guests.clone(),
+        })
     }
 }
 
@@ -281,7 +293,9 @@ impl Reception {
                     });
                 }
                 Err(error) => {
-                    (self.rejected)(Rejection::Socket { reason: error.to_string() });
+                    (self.rejected)(Rejection::Socket {
+                        reason: error.to_string(),
+                    });
                     // Out of descriptors, say: some may come back by then.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -291,13 +305,16 @@ impl Reception {
 
     /// Takes one caller up to the point where its owner waits for it.
     async fn receive(&self, stream: UnixStream) -> Result<(), Rejection> {
-        let peer = stream
-            .peer_cred()
-            .map_err(|error| Rejection::Socket { reason: error.to_string() })?;
+        let peer = stream.peer_cred().map_err(|error| Rejection::Socket {
+            reason: error.to_string(),
+        })?;
         if peer.uid() != rustix::process::geteuid().as_raw() {
             return Err(Rejection::OtherUser { uid: peer.uid() });
         }
-        let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
+        let pid = peer
+            .pid()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .unwrap_or(0);
         let mut receiver = BridgeReceiver::new(stream);
         let hello = match tokio::time::timeout(self.connect, hello(&mut receiver)).await {
             Ok(hello) => hello.map_err(|reason| Rejection::NoHello { pid, reason })?,
@@ -327,7 +344,11 @@ impl Reception {
             let failure = Failure::new(FailureCode::Misuse, Phase::Start, reason.clone())
                 .with_hint("install the agent's version of firesteel in the trainer's environment");
             self.turn_away(&receiver, &failure).await;
-            return Err(Rejection::Protocol { pid, version: hello.version, reason });
+            return Err(Rejection::Protocol {
+                pid,
+                version: hello.version,
+                reason,
+            });
         };
         let connection = Connection::new(receiver, hello, pid, protocol);
         match door.try_send(connection) {

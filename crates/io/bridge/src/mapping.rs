@@ -60,7 +60,10 @@ impl Mapping {
     pub fn from_file(file: File, length: u64) -> Result<Self, MapError> {
         let actual = file.metadata().map_err(MapError::Read)?.len();
         if actual < length {
-            return Err(MapError::TooShort { actual, announced: length });
+            return Err(MapError::TooShort {
+                actual,
+                announced: length,
+            });
         }
         let bytes = usize::try_from(length).map_err(|_| MapError::NoMemory { bytes: length })?;
         if bytes == 0 {
@@ -108,7 +111,8 @@ impl Mapping {
 
     fn copy_of(mut file: File, bytes: usize) -> Result<Self, MapError> {
         let mut owned = Aligned::zeroed(bytes)?;
-        file.read_exact(owned.as_mut_slice()).map_err(MapError::Read)?;
+        file.read_exact(owned.as_mut_slice())
+            .map_err(MapError::Read)?;
         Ok(Self(Kind::Owned(owned)))
     }
 
@@ -180,15 +184,17 @@ unsafe impl Sync for Aligned {}
 
 impl Aligned {
     fn layout(length: usize) -> Result<Layout, MapError> {
-        Layout::from_size_align(length.max(1), ALIGNMENT)
-            .map_err(|_| MapError::NoMemory { bytes: length as u64 })
+        Layout::from_size_align(length.max(1), ALIGNMENT).map_err(|_| MapError::NoMemory {
+            bytes: length as u64,
+        })
     }
 
     fn zeroed(length: usize) -> Result<Self, MapError> {
         let layout = Self::layout(length)?;
         // SAFETY: the layout's size is at least one.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })
-            .ok_or(MapError::NoMemory { bytes: length as u64 })?;
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(MapError::NoMemory {
+            bytes: length as u64,
+        })?;
         Ok(Self { start, length })
     }
 
@@ -222,7 +228,10 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[7; 10_000]).unwrap();
         let mut mapping = Mapping::open(file.path()).unwrap();
-        assert_eq!((mapping.len(), mapping.as_ptr() as usize % ALIGNMENT), (10_000, 0));
+        assert_eq!(
+            (mapping.len(), mapping.as_ptr() as usize % ALIGNMENT),
+            (10_000, 0)
+        );
         mapping.as_mut_slice()[5_000] = 9;
         assert_eq!(mapping.as_slice()[5_000], 9);
         assert_eq!(std::fs::read(file.path()).unwrap(), [7; 10_000]);
@@ -233,7 +242,10 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(10).unwrap();
         let error = Mapping::from_file(file, 11).unwrap_err();
-        assert_eq!(error.to_string(), "the model file has 10 bytes, 11 were announced");
+        assert_eq!(
+            error.to_string(),
+            "the model file has 10 bytes, 11 were announced"
+        );
     }
 
     #[test]
@@ -245,7 +257,14 @@ mod tests {
             assert_eq!(mapping.as_slice(), bytes);
             assert_eq!(mapping.is_empty(), length == 0);
         }
-        assert!(Mapping::from_file(tempfile::tempfile().unwrap(), 0).unwrap().is_empty());
-        assert!(matches!(Mapping::zeroed(u64::MAX), Err(MapError::NoMemory { .. })));
+        assert!(
+            Mapping::from_file(tempfile::tempfile().unwrap(), 0)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(matches!(
+            Mapping::zeroed(u64::MAX),
+            Err(MapError::NoMemory { .. })
+        ));
     }
 }

@@ -43,7 +43,11 @@ impl Token {
         let ours = self.text();
         // A length is no secret.
         ours.len() == text.len()
-            && ours.bytes().zip(text.bytes()).fold(0, |differences, (a, b)| differences | (a ^ b)) == 0
+            && ours
+                .bytes()
+                .zip(text.bytes())
+                .fold(0, |differences, (a, b)| differences | (a ^ b))
+                == 0
     }
 }
 
@@ -73,7 +77,10 @@ mod tests {
         assert!(!token.admits(&text[..text.len() - 1]));
         assert!(!token.admits(""));
         for bad in ["", "zz.1", "1", ".", "123456789012345678901.0"] {
-            assert!(Token::claimed_number(bad).is_none_or(|_| !token.admits(bad)), "{bad}");
+            assert!(
+                Token::claimed_number(bad).is_none_or(|_| !token.admits(bad)),
+                "{bad}"
+            );
         }
     }
 }

@@ -20,9 +20,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::trainer::{
-    End, ExitReport, Oom, OutputLine, Stream, TrainerEvent, TrainerSpec,
-};
+use crate::trainer::{End, ExitReport, Oom, OutputLine, Stream, TrainerEvent, TrainerSpec};
 
 /// Orders on their way to the supervisor.
 const ORDERS: usize = 256;
@@ -68,9 +66,9 @@ pub enum LaunchError {
 impl Hint for LaunchError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Start { .. } | Self::Handshake { .. } => {
-                Some("reinstall firesteel: the program and the library have to be of one version".into())
-            }
+            Self::Start { .. } | Self::Handshake { .. } => Some(
+                "reinstall firesteel: the program and the library have to be of one version".into(),
+            ),
             Self::Gone => Some("something outside of Firesteel ended it; run the job again".into()),
             Self::NotText { .. } => Some("rename the folder or file".into()),
         }
@@ -164,7 +162,10 @@ impl Supervisor {
         notices: impl Fn(SupervisorNotice) + Send + Sync + 'static,
     ) -> Result<Self, LaunchError> {
         let binary = config.binary.clone();
-        let failed = |source| LaunchError::Start { binary: binary.clone(), source };
+        let failed = |source| LaunchError::Start {
+            binary: binary.clone(),
+            source,
+        };
         let (ours, theirs) = BlockingStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let child = start_process(&config.binary, theirs).map_err(failed)?;
@@ -179,27 +180,17 @@ impl Supervisor {
         tokio::spawn(write(writing, queue, switchboard.clone()));
 
         let mut buffer = BytesMut::new();
-        let misfit = |reason| LaunchError::Handshake { binary: binary.clone(), reason };
-        let first =
-            tokio::time::timeout(Durations::default().connect, read(&mut reading, &mut buffer));
-        match first.await {
-            Ok(Ok(Some(notice::Body::Ready(ready)))) if ready.protocol == say::PROTOCOL => {}
-            Ok(Ok(Some(notice::Body::Ready(ready)))) => {
-                return Err(misfit(format!(
-                    "it is version {} and speaks protocol {}, not {}",
-                    ready.version,
-                    ready.protocol,
-                    say::PROTOCOL
-                )));
-            }
-            Ok(Ok(Some(_))) => return Err(misfit("its first message is not the expected one".into())),
-            Ok(Ok(None)) => return Err(misfit("it ended at once".into())),
-            Ok(Err(reason)) => return Err(misfit(reason)),
-            Err(_) => return Err(misfit("it does not answer".into())),
+        if let Err(reason) = handshake(&mut reading, &mut buffer).await {
+            drop((orders, reading));
+            tokio::spawn(bury(child));
+            return Err(LaunchError::Handshake { binary, reason });
         }
 
         let (ended, gone) = watch::channel(false);
-        let listening = Listening { switchboard: switchboard.clone(), notices: Box::new(notices) };
+        let listening = Listening {
+            switchboard: switchboard.clone(),
+            notices: Box::new(notices),
+        };
         tokio::spawn(async move {
             listening.run(reading, buffer).await;
             bury(child).await;
@@ -228,8 +219,18 @@ impl Supervisor {
         let id = self.0.last.fetch_add(1, Ordering::Relaxed) + 1;
         let order = order::Body::Spawn(order_for(id, spec)?);
         let (events, received) = mpsc::channel(OUTPUT_BATCHES + 2);
-        let reserve = || events.clone().try_reserve_owned().map_err(|_| LaunchError::Gone);
-        let line = Line { started: Some(reserve()?), end: reserve()?, events: events.clone(), unseen: 0 };
+        let reserve = || {
+            events
+                .clone()
+                .try_reserve_owned()
+                .map_err(|_| LaunchError::Gone)
+        };
+        let line = Line {
+            started: Some(reserve()?),
+            end: reserve()?,
+            events: events.clone(),
+            unseen: 0,
+        };
         self.0.switchboard.lines().insert(id, line);
         // From here on the handle cleans up, whatever becomes of this call.
         let handle = TrainerHandle {
@@ -247,7 +248,9 @@ impl Supervisor {
 
     /// Ends every trainer, then the supervisor, and waits until it is gone.
     pub async fn shutdown(&self, grace: Duration) {
-        let order = order::Body::Shutdown(say::Shutdown { grace_ms: millis(grace) });
+        let order = order::Body::Shutdown(say::Shutdown {
+            grace_ms: millis(grace),
+        });
         // When it cannot be told, it is gone already.
         let _ = self.0.orders.send(order).await;
         self.closed().await;
@@ -295,7 +298,10 @@ impl TrainerHandle {
     /// Asks it to end (SIGTERM) and ends it (SIGKILL) after `grace`, with all its
     /// descendants. What became of it is an event.
     pub async fn stop(&self, grace: Duration) {
-        let order = order::Body::Stop(say::Stop { id: self.id, grace_ms: millis(grace) });
+        let order = order::Body::Stop(say::Stop {
+            id: self.id,
+            grace_ms: millis(grace),
+        });
         // When the supervisor is gone, so is the trainer.
         let _ = self.supervisor.0.orders.send(order).await;
     }
@@ -328,7 +334,9 @@ impl Switchboard {
     }
 
     fn abandoned(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
+        self.abandoned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn started(&self, id: u64, pid: u32) {
@@ -373,7 +381,13 @@ impl Line {
         let count = lines.len();
         if self.unseen > 0 {
             let text = format!("({} lines not kept: they came too fast)", self.unseen);
-            lines.insert(0, OutputLine { stream: Stream::Stderr, text });
+            lines.insert(
+                0,
+                OutputLine {
+                    stream: Stream::Stderr,
+                    text,
+                },
+            );
         }
         if lines.is_empty() {
             return;
@@ -410,11 +424,35 @@ async fn bury(mut child: Child) {
     // It closed its socket last of all, so this is a matter of milliseconds. An
     // error means that someone else in this process has reaped it.
     let waited = tokio::task::spawn_blocking(move || child.wait());
-    if tokio::time::timeout(Durations::default().drain, waited).await.is_err() {
+    if tokio::time::timeout(Durations::default().drain, waited)
+        .await
+        .is_err()
+    {
         // It closed its socket but does not end: nothing good can come of it.
-        if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        if let Some(pid) = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+    }
+}
+
+/// Waits for the supervisor's first word, and sees whether it is understood.
+async fn handshake(socket: &mut OwnedReadHalf, buffer: &mut BytesMut) -> Result<(), String> {
+    let first = tokio::time::timeout(Durations::default().connect, read(socket, buffer));
+    match first.await {
+        Ok(Ok(Some(notice::Body::Ready(ready)))) if ready.protocol == say::PROTOCOL => Ok(()),
+        Ok(Ok(Some(notice::Body::Ready(ready)))) => Err(format!(
+            "it is version {} and speaks protocol {}, not {}",
+            ready.version,
+            ready.protocol,
+            say::PROTOCOL
+        )),
+        Ok(Ok(Some(_))) => Err("its first message is not the expected one".into()),
+        Ok(Ok(None)) => Err("it ended at once".into()),
+        Ok(Err(reason)) => Err(reason),
+        Err(_) => Err("it does not answer".into()),
     }
 }
 
@@ -468,7 +506,8 @@ async fn read(
     buffer: &mut BytesMut,
 ) -> Result<Option<notice::Body>, String> {
     loop {
-        let decoded = frame::decode::<Notice>(buffer, "Notice").map_err(|error| error.to_string())?;
+        let decoded =
+            frame::decode::<Notice>(buffer, "Notice").map_err(|error| error.to_string())?;
         match decoded {
             Some(Notice { body: Some(body) }) => return Ok(Some(body)),
             Some(Notice { body: None }) => continue,
@@ -506,10 +545,12 @@ impl Listening {
             }
             notice::Body::Output(output) => self.switchboard.output(output.id, lines(output.lines)),
             notice::Body::Exited(exited) => {
-                self.switchboard.end(exited.id, TrainerEvent::Exited(report(exited)));
+                self.switchboard
+                    .end(exited.id, TrainerEvent::Exited(report(exited)));
             }
             notice::Body::SpawnFailed(failed) => {
-                self.switchboard.end(failed.id, TrainerEvent::SpawnFailed(failure(failed)));
+                self.switchboard
+                    .end(failed.id, TrainerEvent::SpawnFailed(failure(failed)));
             }
             notice::Body::WarmReady(ready) => (self.notices)(SupervisorNotice::WarmReady {
                 pid: ready.pid,
@@ -518,7 +559,9 @@ impl Listening {
                 import: Duration::from_millis(ready.import_ms),
             }),
             notice::Body::WarmLost(lost) => {
-                (self.notices)(SupervisorNotice::WarmLost { message: lost.message });
+                (self.notices)(SupervisorNotice::WarmLost {
+                    message: lost.message,
+                });
             }
         }
     }
@@ -545,7 +588,11 @@ fn order_for(id: u64, spec: TrainerSpec) -> Result<say::Spawn, LaunchError> {
     let (cwd, env, how) = match spec {
         TrainerSpec::Warm(warm) => {
             let script = text("the script's path", &warm.script)?;
-            let how = say::WarmSpawn { script, args: warm.args, seed: warm.seed };
+            let how = say::WarmSpawn {
+                script,
+                args: warm.args,
+                seed: warm.seed,
+            };
             (warm.cwd, warm.env, say::spawn::How::Warm(how))
         }
         TrainerSpec::External(external) => {
@@ -553,24 +600,39 @@ fn order_for(id: u64, spec: TrainerSpec) -> Result<say::Spawn, LaunchError> {
                 Some(terminal) => text("the terminal's path", terminal)?,
                 None => String::new(),
             };
-            let how = say::ExternalSpawn { argv: external.argv, terminal };
+            let how = say::ExternalSpawn {
+                argv: external.argv,
+                terminal,
+            };
             (external.cwd, external.env, say::spawn::How::External(how))
         }
     };
-    Ok(say::Spawn { id, cwd: text("the working directory", &cwd)?, env, how: Some(how) })
+    Ok(say::Spawn {
+        id,
+        cwd: text("the working directory", &cwd)?,
+        env,
+        how: Some(how),
+    })
 }
 
 fn text(what: &'static str, path: &Path) -> Result<String, LaunchError> {
     path.to_str()
         .map(str::to_owned)
-        .ok_or_else(|| LaunchError::NotText { what, path: path.to_owned() })
+        .ok_or_else(|| LaunchError::NotText {
+            what,
+            path: path.to_owned(),
+        })
 }
 
 fn lines(lines: Vec<say::Line>) -> Vec<OutputLine> {
     lines
         .into_iter()
         .map(|line| OutputLine {
-            stream: if line.stderr { Stream::Stderr } else { Stream::Stdout },
+            stream: if line.stderr {
+                Stream::Stderr
+            } else {
+                Stream::Stdout
+            },
             text: line.text,
         })
         .collect()

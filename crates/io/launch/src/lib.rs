@@ -5,7 +5,8 @@
 //! async runtime, so that it stays small and cannot be blocked by a neighbour.
 //!
 //! Start at [`Supervisor`] for the agent's side, at [`supervise()`] for the
-//! supervisor process itself; the warm parent is `python/firesteel/_warm.py`.
+//! supervisor process itself; the warm parent is `python/firesteel/_warm.py`. What
+//! they say to each other is specified in `docs/specs/supervise.md`.
 
 mod agent;
 mod supervise;

@@ -61,18 +61,25 @@ impl Hint for SuperviseError {
 /// Works as a supervisor until the agent at the other end of standard input has
 /// no more need of it.
 ///
-/// Takes over this process: its signals, its children, its standard input.
+/// Takes over this process: its signals, its children, its standard input, and
+/// every other descriptor but standard output and error, which are closed. Call
+/// it first of all.
 ///
 /// # Errors
 /// [`SuperviseError`].
 pub fn supervise() -> Result<(), SuperviseError> {
+    process::close_inherited();
     let socket = take_standard_input()?;
     process::adopt_orphans();
     let signals = Signals::take_over().map_err(SuperviseError::Setup)?;
     let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| SuperviseError::Setup(error.into()))?;
     Supervisor {
-        control: Some(Control { socket, incoming: BytesMut::new(), outgoing: Outgoing::default() }),
+        control: Some(Control {
+            socket,
+            incoming: BytesMut::new(),
+            outgoing: Outgoing::default(),
+        }),
         agent: agent_process(),
         signals,
         die_with_agent: true,
@@ -86,7 +93,9 @@ pub fn supervise() -> Result<(), SuperviseError> {
 /// The socket that is standard input, which becomes the null device.
 fn take_standard_input() -> Result<UnixStream, SuperviseError> {
     let stdin = io::stdin();
-    let kind = rustix::fs::fstat(&stdin).map_err(|_| SuperviseError::NoAgent)?.st_mode;
+    let kind = rustix::fs::fstat(&stdin)
+        .map_err(|_| SuperviseError::NoAgent)?
+        .st_mode;
     if rustix::fs::FileType::from_raw_mode(kind) != rustix::fs::FileType::Socket {
         return Err(SuperviseError::NoAgent);
     }
@@ -166,8 +175,11 @@ impl Supervisor {
 
     /// Waits for an event or for the next moment at which something is due.
     fn wait(&self) -> Result<Vec<(Source, PollFlags)>, SuperviseError> {
-        let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> =
-            vec![(Source::Signals, self.signals.descriptor().as_fd(), PollFlags::IN)];
+        let mut sources: Vec<(Source, BorrowedFd<'_>, PollFlags)> = vec![(
+            Source::Signals,
+            self.signals.descriptor().as_fd(),
+            PollFlags::IN,
+        )];
         if let Some(agent) = &self.agent {
             sources.push((Source::Agent, agent.as_fd(), PollFlags::IN));
         }
@@ -182,10 +194,15 @@ impl Supervisor {
             .iter()
             .map(|(_, descriptor, wanted)| PollFd::from_borrowed_fd(*descriptor, *wanted))
             .collect();
-        let due = [self.trainers.next_due(), self.ending].into_iter().flatten().min();
+        let due = [self.trainers.next_due(), self.ending]
+            .into_iter()
+            .flatten()
+            .min();
         let timeout = due.map(|due| {
-            Timespec::try_from(due.saturating_duration_since(Instant::now()))
-                .unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
+            Timespec::try_from(due.saturating_duration_since(Instant::now())).unwrap_or(Timespec {
+                tv_sec: 3600,
+                tv_nsec: 0,
+            })
         });
         match poll(&mut polled, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -224,7 +241,9 @@ impl Supervisor {
         let alive = match rustix::io::read(&control.socket, &mut self.scratch[..]) {
             Ok(0) => false,
             Ok(count) => {
-                control.incoming.extend_from_slice(self.scratch.get(..count).unwrap_or_default());
+                control
+                    .incoming
+                    .extend_from_slice(self.scratch.get(..count).unwrap_or_default());
                 true
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => true,
@@ -263,7 +282,8 @@ impl Supervisor {
             order::Body::Spawn(spawn) if self.ending.is_some() => self.trainers.refuse(spawn.id),
             order::Body::Spawn(spawn) => self.trainers.spawn(spawn),
             order::Body::Stop(stop) => {
-                self.trainers.stop(stop.id, Duration::from_millis(stop.grace_ms));
+                self.trainers
+                    .stop(stop.id, Duration::from_millis(stop.grace_ms));
             }
             order::Body::Shutdown(shutdown) => {
                 self.end(Duration::from_millis(shutdown.grace_ms));
@@ -343,11 +363,21 @@ impl Supervisor {
     }
 
     fn pause(&self, descriptor: BorrowedFd<'_>, wanted: PollFlags) {
-        let turn = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, wanted)], Some(&turn));
+        let turn = Timespec {
+            tv_sec: 0,
+            tv_nsec: 20_000_000,
+        };
+        let _ = poll(
+            &mut [PollFd::from_borrowed_fd(descriptor, wanted)],
+            Some(&turn),
+        );
     }
 }
 
 fn wanted(outgoing: &Outgoing) -> PollFlags {
-    if outgoing.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    if outgoing.is_empty() {
+        PollFlags::IN
+    } else {
+        PollFlags::IN | PollFlags::OUT
+    }
 }

@@ -160,7 +160,10 @@ impl ExitReport {
         let (code, message, hint) = match (&self.oom, &self.end) {
             (Oom::Certain { evidence }, _) => (
                 FailureCode::OutOfMemory,
-                format!("{what} ({evidence}; it held {} at most)", bytes(self.max_rss)),
+                format!(
+                    "{what} ({evidence}; it held {} at most)",
+                    bytes(self.max_rss)
+                ),
                 OOM_HINT.to_owned(),
             ),
             (Oom::Likely { evidence }, End::Signal(_)) => (
@@ -321,7 +324,10 @@ mod tests {
             oom,
             max_rss: 3 << 29,
             cpu: Duration::ZERO,
-            log_tail: vec![OutputLine { stream: Stream::Stderr, text: "last words".into() }],
+            log_tail: vec![OutputLine {
+                stream: Stream::Stderr,
+                text: "last words".into(),
+            }],
         }
     }
 
@@ -329,8 +335,16 @@ mod tests {
     fn every_end_has_its_sentence() {
         let evidence = || "the kernel's log says so".to_owned();
         let cases = [
-            (report(End::Code(3), None, Oom::No), FailureCode::Exited, "exited with code 3"),
-            (report(End::Code(0), None, Oom::No), FailureCode::Exited, "before its work was done"),
+            (
+                report(End::Code(3), None, Oom::No),
+                FailureCode::Exited,
+                "exited with code 3",
+            ),
+            (
+                report(End::Code(0), None, Oom::No),
+                FailureCode::Exited,
+                "before its work was done",
+            ),
             (
                 report(End::Signal(11), None, Oom::No),
                 FailureCode::Signaled,
@@ -342,21 +356,43 @@ mod tests {
                 "was stopped with SIGTERM",
             ),
             (
-                report(End::Signal(9), None, Oom::Certain { evidence: evidence() }),
+                report(
+                    End::Signal(9),
+                    None,
+                    Oom::Certain {
+                        evidence: evidence(),
+                    },
+                ),
                 FailureCode::OutOfMemory,
                 "it held 1.5 GiB at most",
             ),
             (
-                report(End::Signal(9), None, Oom::Likely { evidence: evidence() }),
+                report(
+                    End::Signal(9),
+                    None,
+                    Oom::Likely {
+                        evidence: evidence(),
+                    },
+                ),
                 FailureCode::OutOfMemory,
                 "most likely for want of memory",
             ),
             (
-                report(End::Code(1), None, Oom::Likely { evidence: evidence() }),
+                report(
+                    End::Code(1),
+                    None,
+                    Oom::Likely {
+                        evidence: evidence(),
+                    },
+                ),
                 FailureCode::Exited,
                 "exited with code 1, after the kernel's log says so",
             ),
-            (report(End::Lost, None, Oom::No), FailureCode::Internal, "was lost"),
+            (
+                report(End::Lost, None, Oom::No),
+                FailureCode::Internal,
+                "was lost",
+            ),
         ];
         for (report, code, words) in cases {
             let failure = report.failure(Phase::Train);
@@ -372,8 +408,16 @@ mod tests {
         let script = folder.path().join("client.py");
         let failure = check_script(&script).unwrap_err();
         assert_eq!(failure.code, FailureCode::ScriptMissing);
-        assert!(failure.message.ends_with("client.py` does not exist"), "{failure}");
-        assert!(check_script(folder.path()).unwrap_err().message.contains("is not a file"));
+        assert!(
+            failure.message.ends_with("client.py` does not exist"),
+            "{failure}"
+        );
+        assert!(
+            check_script(folder.path())
+                .unwrap_err()
+                .message
+                .contains("is not a file")
+        );
         std::fs::write(&script, "").unwrap();
         assert!(check_script(&script).is_ok());
     }

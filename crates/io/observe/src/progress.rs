@@ -12,6 +12,9 @@ use crate::clock;
 use crate::console::{Block, Console};
 use crate::text;
 
+/// The least time between two rounds' lines above a live block.
+const ROUND_LINES: Duration = Duration::from_millis(100);
+
 /// What is known when a job starts.
 #[derive(Debug, Clone)]
 pub struct JobLine {
@@ -80,8 +83,9 @@ pub struct RoundLine {
 
 /// Live progress of one job on a console; a clone is another handle to it.
 ///
-/// On a terminal a block is redrawn in place, at most ten times a second, by
-/// the console's own thread; elsewhere each round is one line. No call blocks.
+/// Each round is one line. On a terminal a block below the lines is redrawn in
+/// place, at most ten times a second, by the console's own thread. No call
+/// blocks.
 #[derive(Clone)]
 pub struct Progress(Arc<Shared>);
 
@@ -98,6 +102,8 @@ struct State {
     round: Option<(Round, Instant)>,
     last: Option<RoundLine>,
     best: Option<RoundLine>,
+    /// When a round's line was last shown.
+    told: Option<Instant>,
     sites: Vec<(SiteStage, Instant)>,
     places: HashMap<SiteName, usize>,
     outcome: Option<String>,
@@ -124,6 +130,7 @@ impl Progress {
             round: None,
             last: None,
             best: None,
+            told: None,
             outcome: None,
         })));
         console.show(Arc::clone(&board) as Arc<dyn Block>);
@@ -154,17 +161,12 @@ impl Progress {
     }
 
     /// What a site is doing now. The time beside it counts from the first time
-    /// that this was said.
+    /// that this was said. A failure is to be logged as well: only a live block
+    /// shows it, and only until the next round.
     pub fn site(&self, site: &SiteName, stage: SiteStage) {
         let mut state = self.state();
         let Some(&place) = state.places.get(site) else {
             return;
-        };
-        let failed = match &stage {
-            SiteStage::Failed { message } if !self.0.console.live() => {
-                Some(format!("{site}: failed: {}", text::indented(message)))
-            }
-            _ => None,
         };
         if let Some((shown, since)) = state.sites.get_mut(place) {
             if std::mem::discriminant(shown) != std::mem::discriminant(&stage) {
@@ -173,10 +175,7 @@ impl Progress {
             *shown = stage;
         }
         drop(state);
-        match failed {
-            Some(line) => self.0.console.line(line),
-            None => self.0.console.touch(),
-        }
+        self.0.console.touch();
     }
 
     /// A round has ended.
@@ -187,12 +186,21 @@ impl Progress {
             state.best = Some(line.clone());
         }
         state.last = Some(line);
+        // Above a live block a line per round is history worth scrolling back
+        // to, unless rounds go by faster than anybody reads.
+        let now = Instant::now();
+        let readable = state
+            .told
+            .is_none_or(|told| now.duration_since(told) >= ROUND_LINES);
+        let tell = readable || !self.0.console.live();
+        if tell {
+            state.told = Some(now);
+        }
         drop(state);
-        if self.0.console.live() {
-            self.0.console.touch();
-        } else {
+        if tell {
             self.0.console.line(text);
         }
+        self.0.console.touch();
     }
 
     /// Draws anew; only needed where time alone changes what is to be seen

@@ -32,18 +32,19 @@ pub(crate) fn flags(flags: rustix::fs::OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
-/// Writes `bytes` as `path`: aside first, then renamed, mode `mode`. Whatever
-/// goes wrong, `path` is what it was and nothing else is left.
+/// Writes `bytes` as `path`: aside first, then put in its place at once, mode
+/// `mode`. Whatever goes wrong, `path` is what it was and nothing else is left.
 ///
-/// Not synced to the disk: after a loss of power the file may be the old one
-/// or be damaged, which those that must know find by their checksum.
+/// Safe when the process is killed, not when the power is lost: nothing is
+/// synced to the disk, and a file written in the last seconds before may be
+/// damaged. Who must know finds that by a checksum.
 ///
 /// # Errors
 /// [`StoreError`] when the disk is full or the system refuses.
 pub fn write_aside(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
     let aside = aside_name(path);
     write_new(&aside, bytes, mode)
-        .and_then(|()| std::fs::rename(&aside, path))
+        .and_then(|()| replace(&aside, path))
         .map_err(|source| {
             // It may not exist; the first error is the one to tell.
             let _ = std::fs::remove_file(&aside);
@@ -72,12 +73,47 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)
 }
 
+/// Puts the file `aside` in the place of `path`, at once; the one that was there
+/// is removed.
+///
+/// The two are exchanged: a plain rename over a file makes ext4 write the new
+/// one to the disk first, which costs milliseconds per round.
+fn replace(aside: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let exchange = || renameat_with(CWD, aside, CWD, path, RenameFlags::EXCHANGE);
+    if exchange().is_err() {
+        // There is none yet, or the file system cannot exchange.
+        return std::fs::rename(aside, path);
+    }
+    std::fs::remove_file(aside).inspect_err(|_| {
+        // It was no file: a rename would have refused to replace it.
+        let _ = exchange();
+    })
+}
+
 /// `dir/.name.part` for `dir/name`.
 pub(crate) fn aside_name(path: &Path) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".part");
     path.with_file_name(name)
+}
+
+/// Removes what a process that was killed left half-written in `dir`, which
+/// only the holder of the run's lock writes.
+pub(crate) fn remove_asides(dir: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::new("list", dir, source);
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let aside = name
+            .to_str()
+            .is_some_and(|name| name.starts_with('.') && name.ends_with(".part"));
+        if aside {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes a file; that it is gone already is fine.
@@ -105,11 +141,11 @@ pub(crate) fn link_over(path: &Path, to: &Path) -> Result<(), StoreError> {
         }
         Err(source) => return Err(StoreError::new("link", to, source)),
     }
-    let renamed = std::fs::rename(&aside, to);
+    let replaced = replace(&aside, to);
     // Renaming one name of a file over another name of the same file does
     // nothing, and the aside name stays; so it is removed in any case.
     let removed = remove_if_there(&aside);
-    renamed.map_err(|source| StoreError::new("rename to", to, source))?;
+    replaced.map_err(|source| StoreError::new("rename to", to, source))?;
     removed
 }
 

@@ -47,9 +47,7 @@ impl KeptModels {
     /// [`StoreError`] when the directory cannot be made or read.
     pub fn open(dir: &Path, keep: usize) -> Result<Self, StoreError> {
         files::create_dir(dir)?;
-        for name in [INITIAL, LAST, BEST, INDEX] {
-            files::remove_if_there(&files::aside_name(&dir.join(name)))?;
-        }
+        files::remove_asides(dir)?;
         let index = Index::read(&dir.join(INDEX));
         if let Some(last) = index.last {
             // `save_last` was interrupted between the model and the index: the

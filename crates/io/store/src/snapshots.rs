@@ -32,12 +32,14 @@ pub struct LoadedSnapshot {
 }
 
 impl Snapshots {
-    /// Opens `dir`, creating it if need be.
+    /// Opens `dir`, creating it if need be. What a killed process left half
+    /// written is removed.
     ///
     /// # Errors
-    /// [`StoreError`] when it cannot be made.
+    /// [`StoreError`] when it cannot be made or read.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         files::create_dir(dir)?;
+        files::remove_asides(dir)?;
         Ok(Self {
             dir: dir.to_owned(),
         })
@@ -172,6 +174,8 @@ mod tests {
         std::fs::write(dir.path().join(".round-000002.snapshot.part"), b"FSS").unwrap();
         let loaded = snapshots.load_latest().unwrap().unwrap();
         assert_eq!((loaded.round, loaded.warnings.len()), (Round(1), 0));
+        let snapshots = Snapshots::open(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), ["round-000001.snapshot"]);
         snapshots.save(Round(2), b"again").unwrap();
         assert_eq!(
             names(dir.path()),

@@ -41,12 +41,14 @@ pub enum CastError {
         to: DType,
     },
     /// Values too large for the narrow dtype.
-    #[error("tensor `{tensor}` has {count} values that {dtype} cannot hold")]
+    #[error("tensor `{tensor}`: {count} of {elements} values are too large for {dtype}")]
     NotFinite {
         /// The tensor.
         tensor: String,
         /// How many.
         count: u64,
+        /// Of how many.
+        elements: u64,
         /// What it should become.
         dtype: DType,
     },
@@ -111,7 +113,12 @@ impl<'a> Cast<'a> {
         head.copy_from_slice(&self.header_bytes);
         let level = SimdLevel::new();
         let mut values = vec![0.0; BLOCK];
-        let pairs = self.model.header.tensors().iter().zip(self.header.tensors());
+        let pairs = self
+            .model
+            .header
+            .tensors()
+            .iter()
+            .zip(self.header.tensors());
         for (from, to) in pairs {
             let bytes = self.model.header.bytes_of(from, self.model.bytes);
             let bytes = bytes.expect("the file's length was checked, and the header covers it");
@@ -132,6 +139,7 @@ impl<'a> Cast<'a> {
                 return Err(CastError::NotFinite {
                     tensor: shown(&to.name),
                     count,
+                    elements: to.elements(),
                     dtype: to.dtype,
                 });
             }

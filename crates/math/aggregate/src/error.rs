@@ -54,7 +54,7 @@ pub enum AggregateError {
         problem: VerifyProblem,
     },
     /// Bools that are not the same everywhere.
-    #[error("the bool tensor `{tensor}` is not the same everywhere: {odd} differ from {first}")]
+    #[error("the bool tensor `{tensor}` has other values at {odd} than at {first}")]
     BoolsDiffer {
         /// The tensor.
         tensor: String,
@@ -64,7 +64,7 @@ pub enum AggregateError {
         first: String,
     },
     /// Values of the params that have no mean and are not the same everywhere.
-    #[error("the {kind} at `{path}` is not the same everywhere: {odd} differ from {first}")]
+    #[error("the {kind} at `{path}` is another at {odd} than at {first}")]
     ValuesDiffer {
         /// Where in the params.
         path: String,
@@ -76,15 +76,19 @@ pub enum AggregateError {
         first: String,
     },
     /// The result has values that its dtype cannot hold.
-    #[error("the aggregate of `{key}` has {count} values that are NaN or Inf")]
+    #[error("the aggregate of `{key}`: {count} of {elements} values are NaN or Inf")]
     NotFinite {
         /// The tensor or the path.
         key: String,
         /// How many.
         count: u64,
+        /// Of how many.
+        elements: u64,
     },
     /// A key inside a list is excluded, and there is no model to take it from.
-    #[error("`{key}` cannot be excluded: it is an item of a list, and there is no model to keep it from")]
+    #[error(
+        "`{key}` cannot be excluded: it is an item of a list, and there is no model to keep it from"
+    )]
     ExcludedItem {
         /// The key.
         key: String,
@@ -111,10 +115,14 @@ impl Hint for AggregateError {
             }
             Self::Weight { .. } => "see NUM_STEPS_CURRENT_ROUND and the job's site weights",
             Self::BoolsDiffer { tensor, .. } => {
-                return Some(format!("exclude `{tensor}` from the aggregation, or send it as a float"));
+                return Some(format!(
+                    "exclude `{tensor}` from the aggregation, or send it as a float"
+                ));
             }
             Self::ValuesDiffer { path, .. } => {
-                return Some(format!("exclude `{path}` from the aggregation, or leave it out of params"));
+                return Some(format!(
+                    "exclude `{path}` from the aggregation, or leave it out of params"
+                ));
             }
             Self::NotFinite { .. } => {
                 "the values outgrew their dtype; lower the learning rate or set `master_dtype`"

@@ -3,6 +3,7 @@
 //! The result is cut into pieces, each computed by one thread from beginning to
 //! end, so no number depends on how many threads there are.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use firesteel_tensor::text::shown;
@@ -56,6 +57,7 @@ impl Plan<'_> {
                 return Err(AggregateError::NotFinite {
                     key: shown(&key.name),
                     count: total.not_finite,
+                    elements: key.shape.iter().product(),
                 });
             }
             let exact = !key.dtype.is_float() && key.sites > 0;
@@ -172,7 +174,10 @@ impl Plan<'_> {
     }
 
     fn bools_differ(&self, key: &Key) -> AggregateError {
-        let at = self.keys.iter().position(|k| Arc::ptr_eq(&k.name, &key.name));
+        let at = self
+            .keys
+            .iter()
+            .position(|k| Arc::ptr_eq(&k.name, &key.name));
         let at = at.unwrap_or_default();
         let elements = key.shape.iter().product::<u64>() as usize;
         let mut sent = self.sources.iter().filter_map(|source| {
@@ -301,26 +306,26 @@ impl Work<'_> {
 
     fn mean(&self, out: &mut [u8], scratch: &mut Scratch) -> Outcome {
         let total: f64 = self.weights.iter().sum();
-        self.each_block(BLOCK, out, |from, count, sums, buffers| {
-            let groups = self.rows.chunks(GROUP).zip(self.weights.chunks(GROUP));
-            for (group, (rows, weights)) in groups.enumerate() {
-                self.add(rows, weights, from..from + count, group == 0, sums, buffers);
-            }
-            total
-        }, scratch)
+        self.each_block(
+            BLOCK,
+            out,
+            |from, count, sums, buffers| {
+                for group in 0..self.rows.len().div_ceil(GROUP) {
+                    self.add(group, from..from + count, sums, buffers);
+                }
+                total
+            },
+            scratch,
+        )
     }
 
     /// Adds one group of sources to the sums of a block.
-    fn add(
-        &self,
-        rows: &[&[u8]],
-        weights: &[f64],
-        range: std::ops::Range<usize>,
-        fresh: bool,
-        sums: &mut [f64],
-        buffers: &mut Buffers<'_>,
-    ) {
+    fn add(&self, group: usize, range: Range<usize>, sums: &mut [f64], buffers: &mut Buffers<'_>) {
         let level = self.plan.options.simd;
+        let fresh = group == 0;
+        let from = group * GROUP;
+        let to = self.rows.len().min(from + GROUP);
+        let (rows, weights) = (&self.rows[from..to], &self.weights[from..to]);
         let size = self.key.dtype.size();
         let bytes = range.start * size..range.end * size;
         if self.key.dtype == DType::F64 {
@@ -345,28 +350,33 @@ impl Work<'_> {
     fn ranks(&self, network: &Network, out: &mut [u8], scratch: &mut Scratch) -> Outcome {
         let level = self.plan.options.simd;
         let size = self.key.dtype.size();
-        self.each_block(network.block(), out, |from, count, sums, buffers| {
-            let bytes = from * size..(from + count) * size;
-            let all = count * self.rows.len();
-            if self.key.dtype == DType::F64 {
-                buffers.keys64.resize(all, 0);
-                buffers.wide.resize(GROUP * BLOCK, 0.0);
-                for (row, keys) in self.rows.iter().zip(buffers.keys64.chunks_mut(count)) {
-                    let values = as_f64(&row[bytes.clone()], buffers.wide);
-                    order::keys64(level, values, keys);
+        self.each_block(
+            network.block(),
+            out,
+            |from, count, sums, buffers| {
+                let bytes = from * size..(from + count) * size;
+                let all = count * self.rows.len();
+                if self.key.dtype == DType::F64 {
+                    buffers.keys64.resize(all, 0);
+                    buffers.wide.resize(GROUP * BLOCK, 0.0);
+                    for (row, keys) in self.rows.iter().zip(buffers.keys64.chunks_mut(count)) {
+                        let values = as_f64(&row[bytes.clone()], buffers.wide);
+                        order::keys64(level, values, keys);
+                    }
+                    network.run(level, buffers.keys64, sums);
+                } else {
+                    buffers.keys32.resize(all, 0);
+                    buffers.narrow.resize(GROUP * BLOCK, 0.0);
+                    for (row, keys) in self.rows.iter().zip(buffers.keys32.chunks_mut(count)) {
+                        let values = self.as_f32(&row[bytes.clone()], buffers.narrow);
+                        order::keys32(level, values, keys);
+                    }
+                    network.run(level, buffers.keys32, sums);
                 }
-                network.run(level, buffers.keys64, sums);
-            } else {
-                buffers.keys32.resize(all, 0);
-                buffers.narrow.resize(GROUP * BLOCK, 0.0);
-                for (row, keys) in self.rows.iter().zip(buffers.keys32.chunks_mut(count)) {
-                    let values = self.as_f32(&row[bytes.clone()], buffers.narrow);
-                    order::keys32(level, values, keys);
-                }
-                network.run(level, buffers.keys32, sums);
-            }
-            1.0
-        }, scratch)
+                1.0
+            },
+            scratch,
+        )
     }
 
     /// Fills blocks of sums, divides them by what `fill` returns, adds the model

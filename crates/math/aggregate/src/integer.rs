@@ -157,16 +157,31 @@ mod tests {
         total: 2.0,
     };
 
-    fn one<T: Int<N>, const N: usize>(rule: Rule<'_>, values: &[[u8; N]], model: Option<[u8; N]>) -> [u8; N] {
+    fn one<T: Int<N>, const N: usize>(
+        rule: Rule<'_>,
+        values: &[[u8; N]],
+        model: Option<[u8; N]>,
+    ) -> [u8; N] {
         let sources: Vec<&[u8]> = values.iter().map(<[u8; N]>::as_slice).collect();
         let mut out = [0; N];
-        fold_as::<T, N>(rule, &sources, model.as_ref().map(|m| m.as_slice()), &mut out);
+        fold_as::<T, N>(
+            rule,
+            &sources,
+            model.as_ref().map(|m| m.as_slice()),
+            &mut out,
+        );
         out
     }
 
     #[test]
     fn means_round_half_to_even_and_saturate() {
-        for (a, b, mean) in [(1i8, 2, 2), (2, 3, 2), (-1, -2, -2), (-2, -3, -2), (5, 5, 5)] {
+        for (a, b, mean) in [
+            (1i8, 2i8, 2i8),
+            (2, 3, 2),
+            (-1, -2, -2),
+            (-2, -3, -2),
+            (5, 5, 5),
+        ] {
             let got = one::<i8, 1>(EVEN, &[a.to_le_bytes(), b.to_le_bytes()], None);
             assert_eq!(i8::from_le_bytes(got), mean, "mean of {a} and {b}");
         }
@@ -191,7 +206,10 @@ mod tests {
     #[test]
     fn counters_and_medians_are_exact() {
         let values = [7i64, i64::MAX, -9].map(i64::to_le_bytes);
-        assert_eq!(one::<i64, 8>(Rule::Maximum, &values, None), i64::MAX.to_le_bytes());
+        assert_eq!(
+            one::<i64, 8>(Rule::Maximum, &values, None),
+            i64::MAX.to_le_bytes()
+        );
         let median = one::<i64, 8>(Rule::Rank(Rank::Median), &values, None);
         assert_eq!(median, 7i64.to_le_bytes());
     }

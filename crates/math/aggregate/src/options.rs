@@ -132,7 +132,11 @@ impl Exclude {
             })?;
         }
         let set = RegexSet::new(patterns).map_err(|source| ExcludeError {
-            pattern: patterns.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("|"),
+            pattern: patterns
+                .iter()
+                .map(AsRef::as_ref)
+                .collect::<Vec<_>>()
+                .join("|"),
             source: Box::new(source),
         })?;
         Ok(Self(set))

@@ -156,7 +156,9 @@ pub fn plan<'a>(
         Some((key.sites, rank))
     });
     let networks: BTreeMap<_, _> = networks.collect();
-    let networks = networks.into_iter().map(|(sites, rank)| (sites, Network::new(sites, rank)));
+    let networks = networks
+        .into_iter()
+        .map(|(sites, rank)| (sites, Network::new(sites, rank)));
     Ok(Plan {
         networks: networks.collect(),
         sources,
@@ -310,10 +312,12 @@ impl<'o> Keys<'o> {
                 places.push(found.clone());
                 continue;
             }
-            let found = self.place(header).map_err(|problem| AggregateError::Update {
-                site: contribution.site.to_owned(),
-                problem,
-            })?;
+            let found = self
+                .place(header)
+                .map_err(|problem| AggregateError::Update {
+                    site: contribution.site.to_owned(),
+                    problem,
+                })?;
             if known.len() < 4 {
                 known.push((header, found.clone()));
             }

@@ -32,7 +32,12 @@ pub struct PartialKey {
 /// Names for a sentence: the first few, and how many more.
 pub(crate) fn joined<T: AsRef<str>>(names: &[T], quote: &str) -> String {
     const SHOWN: usize = 5;
-    let shown = |name: &T| format!("{quote}{}{quote}", firesteel_tensor::text::shown(name.as_ref()));
+    let shown = |name: &T| {
+        format!(
+            "{quote}{}{quote}",
+            firesteel_tensor::text::shown(name.as_ref())
+        )
+    };
     let mut text = String::new();
     for (at, name) in names.iter().take(SHOWN).enumerate() {
         let last = at + 1 == names.len();

@@ -263,6 +263,7 @@ impl Fold<'_, '_> {
             return Err(AggregateError::NotFinite {
                 key: shown(path),
                 count: 1,
+                elements: 1,
             });
         }
         Ok(Tree::Float(result))

@@ -125,7 +125,9 @@ impl Hint for VerifyProblem {
             FailureCode::ShapeMismatch => {
                 "every site must build the same network; exclude the tensor if it is meant to differ"
             }
-            FailureCode::DtypeMismatch => "send the params in the dtype in which they were received",
+            FailureCode::DtypeMismatch => {
+                "send the params in the dtype in which they were received"
+            }
             FailureCode::KeyMismatch => {
                 "send the params with the keys under which they were received, or fewer"
             }

@@ -1,5 +1,6 @@
 //! The same bits for every instruction set, thread count and arrival order, and
 //! the bits that plain scalar arithmetic gives.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
@@ -22,7 +23,7 @@ fn values(dtype: DType, count: usize, random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(count * dtype.size());
     while bytes.len() < count * dtype.size() {
         let mut bits = random.next();
-        if bits % 7 == 0 {
+        if bits.is_multiple_of(7) {
             // Few distinct values: equal ones, and zero with either sign.
             bits = (bits >> 8 & 3) << (8 * dtype.size() - 3);
         }
@@ -51,7 +52,12 @@ impl Case {
         let file = |dtype, offset: usize, random: &mut Random| {
             Maker::new()
                 .raw("small", DType::F32, &[1], 1.5f32.to_le_bytes().to_vec())
-                .raw("w", dtype, &[self.elements as u64], values(dtype, self.elements, random))
+                .raw(
+                    "w",
+                    dtype,
+                    &[self.elements as u64],
+                    values(dtype, self.elements, random),
+                )
                 .at(offset)
                 .build()
         };
@@ -68,7 +74,11 @@ impl Case {
             .map(|(file, name)| file.from(name, (random.next() % 1000) as f64 / 7.0 + 0.1))
             .collect();
 
-        let sources: Vec<_> = files.iter().zip(&arrived).map(|(f, c)| (f.tensor("w"), c.weight)).collect();
+        let sources: Vec<_> = files
+            .iter()
+            .zip(&arrived)
+            .map(|(f, c)| (f.tensor("w"), c.weight))
+            .collect();
         let rules = (self.method, self.kind, wide);
         let want = expected(self.dtype, &sources, Some((wide, model.tensor("w"))), rules);
 
@@ -95,11 +105,19 @@ impl Case {
                     let at = at / size * size;
                     panic!(
                         "{:?} {} sites {:?} {:?} {level:?} {threads} threads: element {}: {:?}, not {:?}",
-                        self.dtype, self.sites, self.method, self.kind, at / size,
-                        read(wide, &got[at..at + size]), read(wide, &want[at..at + size]),
+                        self.dtype,
+                        self.sites,
+                        self.method,
+                        self.kind,
+                        at / size,
+                        read(wide, &got[at..at + size]),
+                        read(wide, &want[at..at + size]),
                     );
                 }
-                assert_eq!(report.is_ok(), firesteel_tensor::check_finite(wide, &want) == 0);
+                assert_eq!(
+                    report.is_ok(),
+                    firesteel_tensor::check_finite(wide, &want) == 0
+                );
                 assert_eq!(first.get_or_insert_with(|| out.clone()), &out);
             }
         }
@@ -186,7 +204,11 @@ fn wide_masters_of_narrow_updates() {
 #[test]
 fn a_mean_of_equal_values_is_that_value() {
     let file = Maker::new().f32("w", &[0.1, -0.0, f32::MAX, 1e-45]).build();
-    let sites = [file.from("a", 0.3), file.from("b", 17.0), file.from("c", 3.3)];
+    let sites = [
+        file.from("a", 0.3),
+        file.from("b", 17.0),
+        file.from("c", 3.3),
+    ];
     let plan = plan(&sites, None, &Options::mean()).unwrap();
     let mut out = vec![0; plan.output_len() as usize];
     plan.fold(&mut out).unwrap();

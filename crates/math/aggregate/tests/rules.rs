@@ -1,4 +1,5 @@
 //! The rules per kind of tensor and value, and what errors say.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
@@ -53,7 +54,10 @@ fn fold(
     })
 }
 
-fn mean(contributions: &[Contribution<'_>], model: Option<&File>) -> Result<Folded, AggregateError> {
+fn mean(
+    contributions: &[Contribution<'_>],
+    model: Option<&File>,
+) -> Result<Folded, AggregateError> {
     fold(contributions, model, &Options::mean())
 }
 
@@ -113,8 +117,6 @@ fn integers_bools_and_counters() {
     let base = site(1000, &[5, 6], &[0, 1]);
     let c = site(7, &[-1, 0], &[1, 0]);
     let d = site(9, &[-2, 0], &[1, 0]);
-    let same = Maker::new().i64("same", &[2], &[0, 0]);
-    drop(same);
     let folded = fold(&[c.from("c", 1.0), d.from("d", 3.0)], Some(&base), &diff()).unwrap();
     assert_eq!(folded.i64("num_batches_tracked"), [1009]);
     assert_eq!(folded.i64("ids"), [3, 6], "5 - 1.75 is 3.25");
@@ -123,11 +125,16 @@ fn integers_bools_and_counters() {
     assert_eq!(mask, [[1], [0]]);
 
     let odd = site(1, &[1, 1], &[0, 0]);
-    let sites = [a.from("site-1", 1.0), odd.from("site-2", 1.0), b.from("site-3", 1.0), odd.from("site-4", 1.0)];
+    let sites = [
+        a.from("site-1", 1.0),
+        odd.from("site-2", 1.0),
+        b.from("site-3", 1.0),
+        odd.from("site-4", 1.0),
+    ];
     let error = mean(&sites, None).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "the bool tensor `mask` is not the same everywhere: site-2 and site-4 differ from site-1"
+        "the bool tensor `mask` has other values at site-2 and site-4 than at site-1"
     );
 }
 
@@ -159,13 +166,18 @@ fn keys_that_some_sites_lack() {
     assert_eq!(folded.report.partial, [partial]);
 
     let stranger = Maker::new().f32("a", &[1.0]).f32("zz", &[1.0]).build();
-    let error = mean(&[stranger.from("site-9", 1.0)], Some(&model)).err().unwrap();
+    let error = mean(&[stranger.from("site-9", 1.0)], Some(&model))
+        .err()
+        .unwrap();
     assert_eq!(error.to_string(), "site-9: tensor `zz` is not in the model");
 }
 
 #[test]
 fn excluded_keys_stay_the_models() {
-    let model = Maker::new().f32("body", &[0.0]).f32("head.w", &[7.0]).build();
+    let model = Maker::new()
+        .f32("body", &[0.0])
+        .f32("head.w", &[7.0])
+        .build();
     let site = Maker::new()
         .f32("body", &[4.0])
         // Not even their shape matters.
@@ -193,9 +205,16 @@ fn tied_weights_stay_tied() {
     let renamed = Maker::new().f32("out", &[4.0]).build();
     let turned = Maker::new().f32("out", &[6.0]).alias("emb", "out").build();
     for file in [&tied, &renamed, &turned] {
-        assert_eq!(verify(file.model(), Some(&model.header), &Options::mean()), Ok(()));
+        assert_eq!(
+            verify(file.model(), Some(&model.header), &Options::mean()),
+            Ok(())
+        );
     }
-    let sites = [tied.from("a", 1.0), renamed.from("b", 1.0), turned.from("c", 1.0)];
+    let sites = [
+        tied.from("a", 1.0),
+        renamed.from("b", 1.0),
+        turned.from("c", 1.0),
+    ];
     let folded = mean(&sites, Some(&model)).unwrap();
     assert_eq!(folded.keys(), ["emb"]);
     assert_eq!(folded.f32("out"), [4.0]);
@@ -215,12 +234,20 @@ fn weights_that_cannot_be() {
     let file = Maker::new().f32("w", &[1.0]).build();
     for weight in [-1.0, f64::NAN, f64::INFINITY, 1e39] {
         let error = mean(&[file.from("site-1", weight)], None).err().unwrap();
-        assert!(error.to_string().starts_with("site-1 has the weight"), "{error}");
+        assert!(
+            error.to_string().starts_with("site-1 has the weight"),
+            "{error}"
+        );
     }
-    let error = mean(&[file.from("a", 0.0), file.from("b", 1e-60)], None).err().unwrap();
+    let error = mean(&[file.from("a", 0.0), file.from("b", 1e-60)], None)
+        .err()
+        .unwrap();
     assert_eq!(error, AggregateError::NoWeight { sites: 2 });
     let folded = mean(&[file.from("a", 0.0), file.from("b", 1.0)], None).unwrap();
-    assert_eq!(folded.report.warnings, ["a counted for nothing, with a weight of zero"]);
+    assert_eq!(
+        folded.report.warnings,
+        ["a counted for nothing, with a weight of zero"]
+    );
     assert_eq!(mean(&[], None).err(), Some(AggregateError::Nothing));
     for fraction in [0.5, -0.1, f64::NAN] {
         let options = Options {
@@ -236,7 +263,11 @@ fn weights_that_cannot_be() {
         method: Method::Median,
         ..Options::mean()
     };
-    let sites = [file.from("a", 0.0), file.from("b", 1e9), other.from("c", 5.0)];
+    let sites = [
+        file.from("a", 0.0),
+        file.from("b", 1e9),
+        other.from("c", 5.0),
+    ];
     assert_eq!(fold(&sites, None, &options).unwrap().f32("w"), [1.0]);
 }
 
@@ -247,10 +278,12 @@ fn a_result_that_outgrows_its_dtype_is_an_error() {
         Maker::new().raw("h", DType::F16, &[1], bytes).build()
     };
     let model = half(0x7bff);
-    let error = fold(&[half(0x7bff).from("a", 1.0)], Some(&model), &diff()).err().unwrap();
+    let error = fold(&[half(0x7bff).from("a", 1.0)], Some(&model), &diff())
+        .err()
+        .unwrap();
     assert_eq!(
         error.to_string(),
-        "the aggregate of `h` has 1 values that are NaN or Inf"
+        "the aggregate of `h`: 1 of 1 values are NaN or Inf"
     );
     let options = Options {
         master_dtype: Some(Wide::F32),
@@ -264,7 +297,10 @@ fn a_result_that_outgrows_its_dtype_is_an_error() {
 fn a_wide_master_goes_out_narrow_and_comes_back() {
     let half = |values: [u16; 2]| {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Maker::new().raw("h", DType::F16, &[2], bytes).i64("n", &[], &[3]).build()
+        Maker::new()
+            .raw("h", DType::F16, &[2], bytes)
+            .i64("n", &[], &[3])
+            .build()
     };
     let wire = half([0x3c00, 0x3c01]);
     let options = Options {
@@ -274,13 +310,19 @@ fn a_wide_master_goes_out_narrow_and_comes_back() {
     let sites = [half([0x3c00, 0x3c01]), half([0x3c01, 0x3c01])];
     let sites = [sites[0].from("a", 1.0), sites[1].from("b", 1.0)];
     let master = fold(&sites, Some(&wire), &options).unwrap();
-    assert_eq!(master.f32("h"), [1.0 + 2f32.powi(-11), 1.0 + 2f32.powi(-10)]);
+    assert_eq!(
+        master.f32("h"),
+        [1.0 + 2f32.powi(-11), 1.0 + 2f32.powi(-10)]
+    );
     // The next round's updates are checked and folded against the wide master.
     let model = firesteel_aggregate::Model {
         header: &master.header,
         bytes: &master.bytes,
     };
-    assert_eq!(verify(sites[1].header_and_bytes(), Some(model.header), &options), Ok(()));
+    assert_eq!(
+        verify(sites[1].header_and_bytes(), Some(model.header), &options),
+        Ok(())
+    );
     let again = plan(&sites, Some(model), &options).unwrap();
     assert_eq!(again.header().get("h").unwrap().dtype, DType::F32);
 
@@ -290,18 +332,28 @@ fn a_wide_master_goes_out_narrow_and_comes_back() {
     let tensor = cast.header().get("h").unwrap();
     assert_eq!(tensor.dtype, DType::F16);
     let bytes = cast.header().bytes_of(tensor, &out).unwrap();
-    assert_eq!(bytes, [0x00, 0x3c, 0x01, 0x3c], "a tie goes to the even one");
-    assert!(matches!(cast.write(&mut out[1..]), Err(CastError::Length { .. })));
+    assert_eq!(
+        bytes,
+        [0x00, 0x3c, 0x01, 0x3c],
+        "a tie goes to the even one"
+    );
+    assert!(matches!(
+        cast.write(&mut out[1..]),
+        Err(CastError::Length { .. })
+    ));
 
     let large = Maker::new().f32("h", &[1e6, 0.0]).build();
     let cast = Cast::new(large.model(), &wire.header).unwrap();
     let mut out = vec![0; cast.header().total_len() as usize];
     assert_eq!(
         cast.write(&mut out).unwrap_err().to_string(),
-        "tensor `h` has 1 values that F16 cannot hold"
+        "tensor `h`: 1 of 2 values are too large for F16"
     );
     let wrong = Maker::new().i64("h", &[2], &[1, 1]).build();
-    assert!(matches!(Cast::new(wrong.model(), &wire.header), Err(CastError::Kind { .. })));
+    assert!(matches!(
+        Cast::new(wrong.model(), &wire.header),
+        Err(CastError::Kind { .. })
+    ));
 }
 
 trait HeaderAndBytes<'a> {
@@ -325,7 +377,10 @@ fn values_of_the_params_tree() {
         )
     };
     let site = |w: f32, lr: &str, step: &str, name: &str| {
-        Maker::new().f32("w", &[w]).tree(&tree(lr, step, name)).build()
+        Maker::new()
+            .f32("w", &[w])
+            .tree(&tree(lr, step, name))
+            .build()
     };
     let model = site(0.0, r#"{"f":100.0}"#, r#"{"i":"40"}"#, "sgd");
     let a = site(1.0, r#"{"f":0.5}"#, r#"{"i":"10"}"#, "sgd");
@@ -345,7 +400,7 @@ fn values_of_the_params_tree() {
     let error = mean(&sites, Some(&model)).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "the str at `opt.2` is not the same everywhere: site-2 differ from site-1"
+        "the str at `opt.2` is another at site-2 than at site-1"
     );
     let folded = fold(&sites, Some(&model), &excluding(r"opt\.2")).unwrap();
     assert_eq!(&*folded.report.excluded[0], "opt.2");
@@ -355,14 +410,24 @@ fn values_of_the_params_tree() {
         .tree(r#"{"d":[["w",{"t":"w"}]]}"#)
         .build();
     let folded = mean(&[a.from("a", 1.0), bare.from("b", 1.0)], Some(&model)).unwrap();
-    let partial: Vec<_> = folded.report.partial.iter().map(|p| (&*p.key, p.sites)).collect();
-    assert_eq!(partial, [("opt.0", 1), ("opt.1", 1), ("opt.2", 1), ("opt.3", 1)]);
+    let partial: Vec<_> = folded
+        .report
+        .partial
+        .iter()
+        .map(|p| (&*p.key, p.sites))
+        .collect();
+    assert_eq!(
+        partial,
+        [("opt.0", 1), ("opt.1", 1), ("opt.2", 1), ("opt.3", 1)]
+    );
     assert_eq!(folded.f32("w"), [3.0]);
     // Trees of different sites are laid over each other when there is no model.
     let folded = mean(&[bare.from("b", 1.0), a.from("a", 1.0)], None).unwrap();
     let tree = folded.header.tree().unwrap().to_json();
     assert!(tree.contains(r#"{"f":0.5}"#), "{tree}");
-    let error = fold(&[a.from("a", 1.0)], None, &excluding("opt")).err().unwrap();
+    let error = fold(&[a.from("a", 1.0)], None, &excluding("opt"))
+        .err()
+        .unwrap();
     assert!(matches!(error, AggregateError::ExcludedItem { .. }));
 }
 
@@ -387,7 +452,11 @@ fn what_sites_are_told() {
     }
     values[50] = f32::NEG_INFINITY;
     assert_eq!(
-        told(Maker::new().f32("fc.weight", &values).build(), &model, &options),
+        told(
+            Maker::new().f32("fc.weight", &values).build(),
+            &model,
+            &options
+        ),
         ["tensor `fc.weight`: 13 of 100 values are NaN or Inf"]
     );
     let update = Maker::new()
@@ -409,13 +478,20 @@ fn what_sites_are_told() {
     );
     let codes: Vec<_> = problems.iter().map(VerifyProblem::code).collect();
     use FailureCode::{DtypeMismatch, KeyMismatch, Malformed, ShapeMismatch};
-    assert_eq!(codes, [ShapeMismatch, KeyMismatch, DtypeMismatch, Malformed]);
+    assert_eq!(
+        codes,
+        [ShapeMismatch, KeyMismatch, DtypeMismatch, Malformed]
+    );
     let failure = failure(&problems).unwrap();
     assert_eq!(
         failure.to_string(),
         "tensor `conv` has shape [3, 4], the model has [3, 3] (and 3 more problems) [shape-mismatch, during verify]"
     );
-    assert!(failure.hint.starts_with("every site must build the same network"));
+    assert!(
+        failure
+            .hint
+            .starts_with("every site must build the same network")
+    );
     assert!(firesteel_aggregate::failure(&[]).is_none());
 
     assert_eq!(
@@ -438,25 +514,77 @@ fn what_sites_are_told() {
     let says = |value: &str| told(tree(value), &model, &options);
     assert_eq!(says(r#"{"f":"nan"}"#), ["the value at `x` is nan"]);
     assert_eq!(says(r#"{"f":"-inf"}"#), ["the value at `x` is -inf"]);
-    assert_eq!(says(r#"{"s":"1"}"#), ["the value at `x` is of type str, the model has float"]);
-    assert_eq!(says(r#"{"l":[{"i":"1"}]}"#), ["the int at `x.0` is not in the model"]);
-    assert_eq!(verify(tree(r#"{"i":"3"}"#).model(), Some(&model.header), &options), Ok(()));
+    assert_eq!(
+        says(r#"{"s":"1"}"#),
+        ["the value at `x` is of type str, the model has float"]
+    );
+    assert_eq!(
+        says(r#"{"l":[{"i":"1"}]}"#),
+        ["the int at `x.0` is not in the model"]
+    );
+    assert_eq!(
+        verify(tree(r#"{"i":"3"}"#).model(), Some(&model.header), &options),
+        Ok(())
+    );
 }
 
 #[test]
 fn files_that_do_not_fit_are_refused_before_the_fold() {
     let a = Maker::new().f32("w", &[1.0]).build();
     let b = Maker::new().f32("w", &[1.0, 2.0]).build();
-    let error = mean(&[a.from("site-1", 1.0), b.from("site-2", 1.0)], None).err().unwrap();
+    let error = mean(&[a.from("site-1", 1.0), b.from("site-2", 1.0)], None)
+        .err()
+        .unwrap();
     assert_eq!(
         error.to_string(),
         "site-2: tensor `w` has shape [2], the model has [1]"
     );
     let mut cut = a.from("site-1", 1.0);
     cut.bytes = &cut.bytes[..cut.bytes.len() - 1];
-    assert!(matches!(mean(&[cut], None), Err(AggregateError::Length { .. })));
+    assert!(matches!(
+        mean(&[cut], None),
+        Err(AggregateError::Length { .. })
+    ));
     let plan = plan(&[a.from("site-1", 1.0)], None, &Options::mean()).unwrap();
-    assert!(matches!(plan.fold(&mut [0; 3]), Err(AggregateError::Output { .. })));
+    assert!(matches!(
+        plan.fold(&mut [0; 3]),
+        Err(AggregateError::Output { .. })
+    ));
+}
+
+/// What a server with many small sites, or with a very long model, must not
+/// take long over; quadratic work would take minutes.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "it measures itself")]
+fn many_sites_and_many_tensors() {
+    let small = Maker::new().f32("w", &[2.0; 10]).f32("b", &[1.0]).build();
+    let names: Vec<_> = (0..10_000).map(|n| format!("site-{n}")).collect();
+    let sites: Vec<_> = names.iter().map(|name| small.from(name, 3.0)).collect();
+    let before = std::time::Instant::now();
+    assert_eq!(mean(&sites, Some(&small)).unwrap().bytes, small.bytes());
+    println!("10,000 sites: {:?}", before.elapsed());
+
+    let mut maker = Maker::new();
+    for n in 0..50_000 {
+        maker = maker.f32(&format!("layers.{n}"), &[n as f32]);
+    }
+    let long = maker.build();
+    let sites: Vec<_> = names
+        .iter()
+        .take(8)
+        .map(|name| long.from(name, 1.0))
+        .collect();
+    let before = std::time::Instant::now();
+    assert_eq!(
+        verify(long.model(), Some(&long.header), &Options::mean()),
+        Ok(())
+    );
+    println!("verify 50,000 tensors: {:?}", before.elapsed());
+    let before = std::time::Instant::now();
+    let folded = mean(&sites, Some(&long)).unwrap();
+    println!("8 sites of 50,000 tensors: {:?}", before.elapsed());
+    assert_eq!(folded.bytes, long.bytes());
+    assert!(before.elapsed().as_secs() < 10);
 }
 
 #[test]

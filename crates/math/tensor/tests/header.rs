@@ -1,5 +1,6 @@
 //! The model file's header: what is refused and why, and what the safetensors
 //! library makes of the same bytes.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::HashMap;
 
@@ -267,8 +268,7 @@ fn what_cannot_be_written_is_refused() {
     });
     assert!(matches!(error, Err(HeaderError::Overflow { .. })));
     let error = encode(&|b| {
-        b.tensor("a", DType::U8, &[])
-            .tensor("a", DType::U8, &[]);
+        b.tensor("a", DType::U8, &[]).tensor("a", DType::U8, &[]);
     });
     assert!(matches!(error, Err(HeaderError::DuplicateName { .. })));
     let error = encode(&|b| {
@@ -353,6 +353,7 @@ fn safetensors_files_are_read_and_ours_are_read_by_safetensors() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "it measures itself")]
 fn a_hundred_thousand_tensors_take_well_under_a_second() {
     let names: Vec<_> = (0..100_000).map(|n| format!("layers.{n}.weight")).collect();
     let mut builder = HeaderBuilder::new();

@@ -1,4 +1,5 @@
 //! The params tree's text form: canonical, limited, exact about what is wrong.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use firesteel_base::limits;
 use firesteel_tensor::{Tree, TreeError};
@@ -34,7 +35,12 @@ fn every_kind_has_its_text() {
 
 #[test]
 fn python_spellings_of_a_float_are_read() {
-    for (text, value) in [("1", 1.0), ("1.0", 1.0), ("1e+16", 1e16), ("5e-324", 5e-324)] {
+    for (text, value) in [
+        ("1", 1.0),
+        ("1.0", 1.0),
+        ("1e+16", 1e16),
+        ("5e-324", 5e-324),
+    ] {
         let tree = Tree::parse(&format!("{{\"f\": {text} }}")).unwrap();
         assert_eq!(tree, Tree::Float(value));
     }
@@ -99,7 +105,10 @@ fn limits_hold_for_text_and_for_trees_in_memory() {
     let half = "x".repeat(limits::TREE_BYTES / 2);
     let fits = Tree::List(vec![Tree::Str(half.clone()), Tree::Str(half.clone())]);
     assert_eq!(fits.check(), Ok(()));
-    let over = Tree::Dict(vec![(half.clone(), Tree::Str(half)), ("k".into(), Tree::None)]);
+    let over = Tree::Dict(vec![
+        (half.clone(), Tree::Str(half)),
+        ("k".into(), Tree::None),
+    ]);
     assert!(matches!(over.check(), Err(TreeError::TooManyBytes { .. })));
     refused(&over.to_json(), "16777216 bytes at");
 

@@ -32,8 +32,9 @@ pub enum Action {
         /// The round whose fold made it; `None` for the initial model.
         made_in: Option<Round>,
     },
-    /// The workflow has no more use for this model or update. May name a model
-    /// that was released before.
+    /// The workflow has no more use for this model or update; what the user
+    /// is to keep of it was said by `Save`. May name a model that was released
+    /// before.
     Release {
         /// The model.
         model: ModelHandle,

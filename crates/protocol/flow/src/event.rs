@@ -27,8 +27,9 @@ pub enum Event {
         /// The models and updates that the driver still holds.
         models: Vec<ModelHandle>,
     },
-    /// A site is there and has nothing of this job in hand. A connection that
-    /// is merely dialed anew within its lease is no event.
+    /// A site is there and has nothing of this job in hand: work that it was
+    /// asked for before is asked anew. So a connection that is merely dialed
+    /// anew within its lease is no event, and an agent that was restarted is.
     SiteJoined {
         /// The site.
         site: SiteName,

@@ -14,11 +14,12 @@ mod resume;
 mod site;
 mod snapshot;
 mod tally;
+mod update;
+mod view;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use firesteel_base::{Attempt, Failure, FailureCode, Phase, Round, SiteName, TaskKey, Time};
@@ -30,13 +31,9 @@ pub use self::config::{
 use self::site::{Presence, Update, Work};
 use self::tally::Roster;
 use crate::{
-    Action, Assignment, BestMark, CancelReason, Event, FoldKey, JobStage, ModelHandle, ModelRole,
-    Outcome, ParamsType, SiteState, SiteStatus, Status, TaskName, TaskStage, UpdateInfo, Warning,
-    Workflow,
+    Action, Assignment, BestMark, CancelReason, Event, FoldKey, ModelHandle, ModelRole, Outcome,
+    Status, TaskName, TaskStage, Warning, Workflow,
 };
-
-/// The largest count of steps whose neighbors are still distinct in an `f64`.
-const STEPS_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Federated averaging; see [`FedAvgConfig`] for its policies.
 #[derive(Debug, Clone)]
@@ -303,99 +300,6 @@ impl FedAvg {
         );
     }
 
-    fn update_ready(&mut self, key: &TaskKey, update: UpdateInfo, out: &mut Vec<Action>) {
-        let Some(at) = self.roster.find(&key.site) else {
-            let site = key.site.clone();
-            out.push(Action::Warn(Warning::UnknownSite { site }));
-            out.extend(update.model.map(|model| Action::Release { model }));
-            return;
-        };
-        let site = self.roster.site(at);
-        if !site.is_asked(key) {
-            // Answers are counted once: whatever is not asked for is either
-            // told twice or too late.
-            if site.answered < Some((key.round, key.attempt)) {
-                out.push(Action::Warn(Warning::LateResultDropped {
-                    key: key.clone(),
-                }));
-            }
-            self.release_update(at, update.model, out);
-            return;
-        }
-        self.roster.site_mut(at).answered = Some((key.round, key.attempt));
-        match self.accept(key, &update) {
-            Ok(work) => self.roster.set_work(at, work),
-            Err(failure) => {
-                self.fail_site(at, failure, out);
-                self.release_update(at, update.model, out);
-            }
-        }
-    }
-
-    fn accept(&self, key: &TaskKey, update: &UpdateInfo) -> Result<Work, Failure> {
-        let Some(model) = update.model else {
-            return Err(Failure::new(
-                FailureCode::Misuse,
-                Phase::Send,
-                "sent metrics without params for a training task",
-            )
-            .with_hint("send FLModel(params=…, metrics=…)"));
-        };
-        let sent = update.params_type;
-        // The first model of a job can only be a whole one.
-        let is_first = self.model.is_none() && sent == ParamsType::Full;
-        let expected = (self.config.params_type).filter(|known| *known != sent && !is_first);
-        if let Some(expected) = expected {
-            return Err(Failure::new(
-                FailureCode::ParamsType,
-                Phase::Verify,
-                format!("sent {sent} params where the job expects {expected}"),
-            )
-            .with_hint(
-                "leave params_type out of FLModel(…), or set the recipe's params_transfer_type",
-            ));
-        }
-        if sent == ParamsType::Diff && self.model.is_none() {
-            return Err(Failure::new(
-                FailureCode::ParamsType,
-                Phase::Verify,
-                "sent DIFF params, and there is no model yet that they could be added to",
-            )
-            .with_hint(
-                "give the recipe an initial model, or send FULL params in the first round",
-            ));
-        }
-        if let Some(steps) = update.steps.filter(|s| !steps_are_sound(*s)) {
-            return Err(Failure::new(
-                FailureCode::Misuse,
-                Phase::Verify,
-                format!("sent NUM_STEPS_CURRENT_ROUND {steps}"),
-            )
-            .with_hint("send how many steps were trained: a finite number, zero or more"));
-        }
-        let counts_in = match self.stage {
-            Stage::Folding => Round(self.round.number.0.saturating_add(1)),
-            _ => self.round.number,
-        };
-        let mut names = HashSet::new();
-        let metrics = (update.metrics.iter())
-            .filter(|(name, _)| names.insert(name.as_str()))
-            .cloned()
-            .collect();
-        Ok(Work::Done {
-            update: Box::new(Update {
-                model,
-                params_type: sent,
-                steps: update.steps,
-                metrics,
-                arrived: self.now,
-                round: key.round,
-                attempt: key.attempt,
-                counts_in,
-            }),
-        })
-    }
-
     /// Takes a site out of this round, and out of the job if the policy says so.
     fn fail_site(&mut self, at: usize, failure: Failure, out: &mut Vec<Action>) {
         out.push(self.warn_failed(at, failure.clone()));
@@ -580,16 +484,6 @@ impl FedAvg {
         Some(self.round.quorum_since? + self.config.grace?)
     }
 
-    /// Lets go of an update that is of no use, unless it is the one that this
-    /// site is in with.
-    fn release_update(&self, at: usize, update: Option<ModelHandle>, out: &mut Vec<Action>) {
-        let is_in = matches!(&self.roster.site(at).work,
-            Work::Done { update: known } if Some(known.model) == update);
-        if !is_in {
-            self.release_model(update, out);
-        }
-    }
-
     /// Lets go of a model that is neither the newest nor the best.
     fn release_model(&self, model: Option<ModelHandle>, out: &mut Vec<Action>) {
         let Some(model) = model else {
@@ -612,10 +506,6 @@ impl FedAvg {
             attempt: Attempt(self.round.folds.saturating_sub(1)),
         }
     }
-}
-
-fn steps_are_sound(steps: f64) -> bool {
-    (0.0..=STEPS_MAX).contains(&steps)
 }
 
 impl Workflow for FedAvg {
@@ -646,37 +536,7 @@ impl Workflow for FedAvg {
     }
 
     fn status(&self) -> Status {
-        let gathering = matches!(self.stage, Stage::Created | Stage::Gathering);
-        let (have, need) = if gathering {
-            let here = self.roster.presence_count().here;
-            (here, self.config.quorum_start())
-        } else {
-            let done = self.roster.work_count().done;
-            (done, self.config.quorum_round())
-        };
-        Status {
-            stage: match self.stage {
-                Stage::Created => JobStage::Created,
-                Stage::Gathering => JobStage::Gathering,
-                Stage::Open => JobStage::Running,
-                Stage::Folding => JobStage::Folding,
-                Stage::Ended => JobStage::Ended,
-            },
-            round: (!gathering).then_some(self.round.number),
-            start_round: self.config.start_round,
-            total_rounds: self.config.num_rounds,
-            since: self.round.opened,
-            deadline: self.round.deadline,
-            have,
-            need,
-            sites: (0..self.roster.len())
-                .map(|at| SiteStatus {
-                    site: self.roster.name(at).clone(),
-                    state: self.site_state(at),
-                })
-                .collect(),
-            best: self.best.clone(),
-        }
+        self.view()
     }
 
     fn models(&self) -> Vec<ModelHandle> {
@@ -694,39 +554,5 @@ impl Workflow for FedAvg {
 
     fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
-    }
-}
-
-impl FedAvg {
-    fn site_state(&self, at: usize) -> SiteState {
-        let site = self.roster.site(at);
-        if let Some(failure) = &site.excluded {
-            return SiteState::Excluded(failure.clone());
-        }
-        match (&site.work, &site.presence) {
-            (Work::Asked { .. }, Presence::Awaited { since }) | (Work::Expected { since }, _) => {
-                SiteState::Returning { since: *since }
-            }
-            (
-                Work::Asked {
-                    round,
-                    stage,
-                    since,
-                    ..
-                },
-                _,
-            ) => SiteState::Working {
-                stage: *stage,
-                since: *since,
-                round: *round,
-            },
-            (Work::Done { .. }, _) => SiteState::Contributed,
-            (Work::Failed { failure } | Work::Lost { failure }, _) => {
-                SiteState::Failed(failure.clone())
-            }
-            (Work::Late { .. }, _) => SiteState::Late,
-            (Work::None, Presence::Here) => SiteState::Ready,
-            (Work::None, _) => SiteState::Absent,
-        }
     }
 }

@@ -352,7 +352,10 @@ impl AttachProfile {
             ));
         }
         if profile.execution_mode != "attach" {
-            return Err(format!("execution_mode is {:?}, not \"attach\"", profile.execution_mode));
+            return Err(format!(
+                "execution_mode is {:?}, not \"attach\"",
+                profile.execution_mode
+            ));
         }
         Ok(profile)
     }
@@ -384,7 +387,11 @@ mod tests {
     fn the_first_version_of_a_task_has_these_bytes() {
         let task = FromAgent {
             body: Some(from_agent::Body::Task(Task {
-                key: TaskKey { name: "train".into(), round: 2, attempt: 1 },
+                key: TaskKey {
+                    name: "train".into(),
+                    round: 2,
+                    attempt: 1,
+                },
                 start_round: 0,
                 total_rounds: 5,
                 meta: "{}".into(),
@@ -409,9 +416,22 @@ mod tests {
             site: "site-1".into(),
             job: "digits".into(),
         };
-        assert_eq!(AttachProfile::from_json(&profile.to_json()).unwrap(), profile);
-        let newer = profile.to_json().replace("\"schema_version\": 1", "\"schema_version\": 2");
-        assert!(AttachProfile::from_json(&newer).unwrap_err().contains("schema_version is 2"));
-        assert!(AttachProfile::from_json("{}").unwrap_err().contains("schema_version"));
+        assert_eq!(
+            AttachProfile::from_json(&profile.to_json()).unwrap(),
+            profile
+        );
+        let newer = profile
+            .to_json()
+            .replace("\"schema_version\": 1", "\"schema_version\": 2");
+        assert!(
+            AttachProfile::from_json(&newer)
+                .unwrap_err()
+                .contains("schema_version is 2")
+        );
+        assert!(
+            AttachProfile::from_json("{}")
+                .unwrap_err()
+                .contains("schema_version")
+        );
     }
 }

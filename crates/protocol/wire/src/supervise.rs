@@ -387,7 +387,10 @@ pub enum WarmReport {
 pub fn encode_json(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let body = serde_json::to_vec(message).expect("these types are always JSON");
     if body.len() > limits::FRAME {
-        return Err(FrameError::TooLong { length: body.len(), limit: limits::FRAME });
+        return Err(FrameError::TooLong {
+            length: body.len(),
+            limit: limits::FRAME,
+        });
     }
     let mut frame = Vec::with_capacity(4 + body.len());
     frame.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -410,10 +413,16 @@ mod tests {
 
     #[test]
     fn reports_are_read_as_python_writes_them() {
-        let text = br#"{"kind": "exited", "pid": 7, "status": 256, "max_rss": 1, "cpu_us": 2, "new": 3}"#;
+        let text =
+            br#"{"kind": "exited", "pid": 7, "status": 256, "max_rss": 1, "cpu_us": 2, "new": 3}"#;
         assert_eq!(
             decode_json::<WarmReport>(text).unwrap(),
-            WarmReport::Exited { pid: 7, status: 256, max_rss: 1, cpu_us: 2 }
+            WarmReport::Exited {
+                pid: 7,
+                status: 256,
+                max_rss: 1,
+                cpu_us: 2
+            }
         );
         assert!(decode_json::<WarmReport>(br#"{"kind": "dance"}"#).is_err());
         assert!(decode_json::<WarmReport>(b"\xff\xff").is_err());
@@ -429,6 +438,9 @@ mod tests {
             env: BTreeMap::new(),
             seed: None,
         };
-        assert!(matches!(encode_json(&request), Err(FrameError::TooLong { .. })));
+        assert!(matches!(
+            encode_json(&request),
+            Err(FrameError::TooLong { .. })
+        ));
     }
 }

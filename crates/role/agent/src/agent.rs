@@ -150,6 +150,7 @@ impl Agent {
             let path = path.clone();
             self.expect_attached(&path).await?;
         }
+        let mut listening = true;
         loop {
             if self.ending.is_some() && self.trainer.is_none() {
                 let stopped = to_server::Body::Stopped(Stopped { forced: self.forced });
@@ -164,9 +165,15 @@ impl Agent {
             let limit = self.trainer.as_ref().and_then(|trainer| trainer.limit);
             let slots = self.parts.slots.clone();
             tokio::select! {
-                message = reader.next::<ToSite>("ToSite") => match message? {
+                message = reader.next::<ToSite>("ToSite"), if listening => match message? {
                     Some(message) => self.on_server(message).await?,
-                    None => return self.server_gone(),
+                    // It has said all it had to; the trainer may still be at its end.
+                    None if self.ending.is_some() => listening = false,
+                    None => {
+                        let why = "the server closed the connection before the job's end";
+                        self.parts.logger.warning(why);
+                        return Ok(());
+                    }
                 },
                 happened = next_of(&mut self.trainer) => self.on_trainer(happened).await?,
                 slot = slots.acquire(), if wants_slot => {
@@ -176,14 +183,6 @@ impl Agent {
                 () = until(limit), if limit.is_some() => self.on_limit().await?,
             }
         }
-    }
-
-    fn server_gone(&self) -> Result<(), AgentError> {
-        if self.ending.is_some() {
-            return Ok(());
-        }
-        self.parts.logger.warning("the server closed the connection before the job's end");
-        Ok(())
     }
 
     async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {

@@ -577,7 +577,11 @@ impl Job {
             }
             Action::Save { model, role, made_in } => self.save(model, role, made_in),
             Action::Release { model } => {
-                self.models.remove(&model);
+                let object = self.models.remove(&model);
+                // Unmapping and unlinking take milliseconds per 100 MB.
+                if let Some(object) = object.filter(|object| object.path().is_some()) {
+                    tokio::task::spawn_blocking(move || drop(object));
+                }
             }
             Action::Commit(record) => self.commit(&record),
             Action::Dismiss { site, failure } => self.parts.watch.dismissed(&site, &failure),

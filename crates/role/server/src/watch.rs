@@ -167,7 +167,7 @@ impl Watch {
                     format!("{failure}; {}", failure.hint)
                 };
                 self.progress.site(site, SiteStage::Failed { message });
-                logger.for_site(site).for_round(*round).files_only().warning(&warning.to_string());
+                logger.for_site(site).for_round(*round).warning(&warning.to_string());
             }
             // A job whose sites send no metric at all has no use for a best model.
             Warning::KeyMetricMissing { present, .. } if present.is_empty() => {

@@ -1,18 +1,22 @@
 //! The `firesteel` binary.
 //!
 //! Never: holds logic of its own; every command is a few calls into a lower floor.
-//! stdout is data, stderr is talk; exit code 0 is success, 1 is failure, 2 is a
-//! command line that is not understood.
+//! stdout is data, stderr is talk; the exit code is 0 for success, 1 for failure,
+//! and 2 for a command line that is not understood.
 //!
 //! Start at [`Command`].
 
 #![forbid(unsafe_code)]
 
-use std::fmt::Write as _;
+mod runs;
+mod talk;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use firesteel_launch::SuperviseError;
+
+use talk::Trouble;
 
 /// Federated learning: many sites train one model, and no data leaves a site.
 #[derive(Debug, Parser)]
@@ -25,39 +29,51 @@ struct CommandLine {
 /// What can be asked for.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Look at the runs on this machine.
+    #[command(subcommand)]
+    Runs(Runs),
     /// Watch the trainers of one job at one site; started by Firesteel itself.
     #[command(hide = true)]
     Supervise,
 }
 
+/// What can be asked about runs.
+#[derive(Debug, Subcommand)]
+enum Runs {
+    /// List the runs, by job and time.
+    List {
+        /// The folder the runs lie in.
+        #[arg(long, default_value = "firesteel-runs")]
+        root: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show how one run went.
+    Show {
+        /// The job's name, for its latest run, or `job/run`.
+        run: String,
+        /// The folder the runs lie in.
+        #[arg(long, default_value = "firesteel-runs")]
+        root: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 fn main() -> ExitCode {
-    let command_line = CommandLine::parse();
-    let done = match command_line.command {
-        Command::Supervise => firesteel_launch::supervise().map_err(|error| told(&error)),
+    // First of all: a supervisor takes over the whole process.
+    let done = match CommandLine::parse().command {
+        Command::Supervise => firesteel_launch::supervise().map_err(|error| Trouble::of(&error)),
+        Command::Runs(Runs::List { root, json }) => runs::list(&root, json),
+        Command::Runs(Runs::Show { run, root, json }) => runs::show(&run, &root, json),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(told) => {
-            eprint!("{told}");
+        Err(trouble) => {
+            eprint!("{trouble}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// An error as it is shown: what failed, why, and what to do.
-fn told(error: &SuperviseError) -> String {
-    use firesteel_base::Hint as _;
-    use std::error::Error as _;
-
-    let mut text = format!("error: {error}\n");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  because: {cause}");
-        source = cause.source();
-    }
-    if let Some(hint) = error.hint() {
-        let _ = write!(text, "\nhint: {hint}\n");
-    }
-    text
 }

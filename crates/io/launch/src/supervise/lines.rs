@@ -54,7 +54,9 @@ impl Cutter {
             self.partial.clear();
             self.cut = 0;
         }
-        let room = limits::LOG_LINE.saturating_sub(self.partial.len()).min(piece.len());
+        let room = limits::LOG_LINE
+            .saturating_sub(self.partial.len())
+            .min(piece.len());
         let (kept, cut) = piece.split_at(room);
         self.partial.extend_from_slice(kept);
         self.cut += cut.len();
@@ -111,7 +113,10 @@ mod tests {
 
     #[test]
     fn lines_come_out_however_they_came_in() {
-        check(&[b"one\ntwo\n", b"thr", b"ee\n\nlast"], &["one", "two", "three", "", "last"]);
+        check(
+            &[b"one\ntwo\n", b"thr", b"ee\n\nlast"],
+            &["one", "two", "three", "", "last"],
+        );
         check(&[b"windows\r\nline\r", b"\nx"], &["windows", "line", "x"]);
         check(&[b"10%\r", b"20%\r", b"100%\n"], &["100%"]);
         check(&[b"10%\r20%\r"], &["20%"]);
@@ -126,7 +131,11 @@ mod tests {
         assert!(cutter.push(&long).is_empty());
         let lines = cutter.push(b"yz\nnext\n");
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].ends_with("x… (9 bytes cut)"), "{}", &lines[0][limits::LOG_LINE..]);
+        assert!(
+            lines[0].ends_with("x… (9 bytes cut)"),
+            "{}",
+            &lines[0][limits::LOG_LINE..]
+        );
         assert_eq!(lines[1], "next");
         assert!(cutter.partial.capacity() <= 1024);
     }
@@ -135,12 +144,21 @@ mod tests {
     fn the_ring_keeps_the_last_lines_within_both_limits() {
         let mut ring = Ring::default();
         for at in 0..1_000 {
-            ring.push(Line { stderr: false, text: at.to_string() });
+            ring.push(Line {
+                stderr: false,
+                text: at.to_string(),
+            });
         }
         let tail = ring.tail();
-        assert_eq!((tail.len(), tail[0].text.as_str()), (limits::LOG_TAIL_LINES, "800"));
+        assert_eq!(
+            (tail.len(), tail[0].text.as_str()),
+            (limits::LOG_TAIL_LINES, "800")
+        );
         for _ in 0..100 {
-            ring.push(Line { stderr: true, text: "x".repeat(limits::LOG_LINE) });
+            ring.push(Line {
+                stderr: true,
+                text: "x".repeat(limits::LOG_LINE),
+            });
         }
         assert_eq!(ring.tail().len(), limits::LOG_TAIL_BYTES / limits::LOG_LINE);
     }

@@ -48,7 +48,12 @@ impl Watch {
     /// Watches the memory group this process is in, and the machine.
     pub(super) fn start() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self::of(&groups, Path::new("/sys/fs/cgroup"), Path::new("/proc/vmstat"), "/dev/kmsg".into())
+        Self::of(
+            &groups,
+            Path::new("/sys/fs/cgroup"),
+            Path::new("/proc/vmstat"),
+            "/dev/kmsg".into(),
+        )
     }
 
     fn of(groups: &str, mount: &Path, vmstat: &Path, kernel_log: PathBuf) -> Self {
@@ -60,7 +65,11 @@ impl Watch {
             key: "oom_kill",
             seen: 0,
         });
-        Self { group, machine, kernel_log }
+        Self {
+            group,
+            machine,
+            kernel_log,
+        }
     }
 
     /// The verdict on a process that was killed by a SIGKILL nobody here sent
@@ -79,7 +88,9 @@ impl Watch {
             return if killed {
                 Verdict::Certain(format!("its memory group's limit was reached, says {file}"))
             } else {
-                Verdict::Likely(format!("a kill for want of memory in its group, says {file}"))
+                Verdict::Likely(format!(
+                    "a kill for want of memory in its group, says {file}"
+                ))
             };
         }
         if self.machine.grown() > 0 {
@@ -108,12 +119,16 @@ fn candidates(groups: &str, mount: &Path) -> Vec<(PathBuf, &'static str)> {
     let mut found = Vec::new();
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
         let path = path.trim_start_matches('/');
-        if controllers.split(',').any(|controller| controller == "memory") {
+        if controllers
+            .split(',')
+            .any(|controller| controller == "memory")
+        {
             let memory = mount.join("memory");
             for folder in [memory.join(path), memory] {
                 found.push((folder.join("memory.oom_control"), "oom_kill"));
@@ -160,9 +175,12 @@ fn kernel_log(path: &Path) -> Option<String> {
 
 /// Whether the kernel's log says that it killed this process for want of memory.
 fn names(log: &str, pid: u32) -> bool {
-    let words = [format!("Killed process {pid} ("), format!("Kill process {pid} (")];
+    let words = [
+        format!("Killed process {pid} ("),
+        format!("Kill process {pid} ("),
+    ];
     log.lines()
-        .any(|line| words.iter().any(|words| line.contains(words)) )
+        .any(|line| words.iter().any(|words| line.contains(words)))
 }
 
 #[cfg(test)]
@@ -180,7 +198,11 @@ mod tests {
             let events = folder.path().join(file);
             fs::create_dir_all(events.parent().unwrap()).unwrap();
             fs::write(&events, text).unwrap();
-            fs::write(folder.path().join("vmstat"), "nr_free_pages 5\noom_kill 3\n").unwrap();
+            fs::write(
+                folder.path().join("vmstat"),
+                "nr_free_pages 5\noom_kill 3\n",
+            )
+            .unwrap();
             fs::write(folder.path().join("kmsg"), "6,1,1,-;systemd[1]: started\n").unwrap();
             Self { folder, events }
         }
@@ -200,7 +222,9 @@ mod tests {
         let mut watch = machine.watch("0::/user/job\n");
         assert_eq!(watch.judge(7, true), Verdict::No);
         fs::write(&machine.events, V2.replace("oom_kill 2", "oom_kill 3")).unwrap();
-        assert!(matches!(watch.judge(7, true), Verdict::Certain(why) if why.contains("memory.events")));
+        assert!(
+            matches!(watch.judge(7, true), Verdict::Certain(why) if why.contains("memory.events"))
+        );
         assert_eq!(watch.judge(8, true), Verdict::No);
         fs::write(&machine.events, V2.replace("oom_kill 2", "oom_kill 4")).unwrap();
         assert!(matches!(watch.judge(8, false), Verdict::Likely(_)));
@@ -211,7 +235,9 @@ mod tests {
         let machine = Machine::new("cgroup/memory/box/memory.oom_control", V1);
         let mut watch = machine.watch("5:cpu,cpuacct:/\n4:memory:/box\n0::/\n");
         fs::write(&machine.events, V1.replace("oom_kill 0", "oom_kill 1")).unwrap();
-        assert!(matches!(watch.judge(7, true), Verdict::Certain(why) if why.contains("oom_control")));
+        assert!(
+            matches!(watch.judge(7, true), Verdict::Certain(why) if why.contains("oom_control"))
+        );
     }
 
     #[test]
@@ -240,6 +266,9 @@ mod tests {
     #[test]
     fn files_that_say_nothing_are_no_verdict() {
         let machine = Machine::new("cgroup/memory.events", "gibberish\noom_kill x\n");
-        assert_eq!(machine.watch("0::/\nnonsense\n").judge(7, true), Verdict::No);
+        assert_eq!(
+            machine.watch("0::/\nnonsense\n").judge(7, true),
+            Verdict::No
+        );
     }
 }

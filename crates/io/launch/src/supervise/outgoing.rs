@@ -35,10 +35,6 @@ impl Outgoing {
         self.frames.is_empty()
     }
 
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// Writes what it can without waiting.
     pub(super) fn flush(&mut self, socket: &UnixStream) -> io::Result<()> {
         while let Some((frame, descriptors)) = self.frames.front_mut() {

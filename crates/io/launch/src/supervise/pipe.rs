@@ -35,7 +35,13 @@ impl Pipe {
         // Only this end: the process at the other expects to be able to wait.
         let flags = rustix::fs::fcntl_getfl(&reading)?;
         rustix::fs::fcntl_setfl(&reading, flags | OFlags::NONBLOCK)?;
-        Ok((Self { descriptor: reading, cutter: Cutter::default() }, writing))
+        Ok((
+            Self {
+                descriptor: reading,
+                cutter: Cutter::default(),
+            },
+            writing,
+        ))
     }
 }
 
@@ -44,7 +50,11 @@ impl Output {
     pub(super) fn pipes() -> std::io::Result<(Self, OwnedFd, OwnedFd)> {
         let (out, stdout) = Pipe::new()?;
         let (err, stderr) = Pipe::new()?;
-        let output = Self { out: Some(out), err: Some(err), ring: Ring::default() };
+        let output = Self {
+            out: Some(out),
+            err: Some(err),
+            ring: Ring::default(),
+        };
         Ok((output, stdout, stderr))
     }
 
@@ -70,7 +80,10 @@ impl Output {
                 }
                 total += count;
             }
-            let rest = self.pipe(stderr).take().and_then(|mut pipe| pipe.cutter.finish());
+            let rest = self
+                .pipe(stderr)
+                .take()
+                .and_then(|mut pipe| pipe.cutter.finish());
             lines.extend(self.keep(stderr, rest));
         }
         lines
@@ -95,8 +108,10 @@ impl Output {
     }
 
     fn keep(&mut self, stderr: bool, texts: impl IntoIterator<Item = String>) -> Vec<Line> {
-        let lines: Vec<Line> =
-            texts.into_iter().map(|text| Line { stderr, text }).collect();
+        let lines: Vec<Line> = texts
+            .into_iter()
+            .map(|text| Line { stderr, text })
+            .collect();
         for line in &lines {
             self.ring.push(line.clone());
         }

@@ -75,6 +75,22 @@ fn die_with_parent(_parent: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor but the three standard ones: whatever the agent's
+/// process had open is no business of this one or of its trainers.
+pub(super) fn close_inherited() {
+    let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
+        // SAFETY: nothing in this process has been opened yet that anything here
+        // would use. The listing's own descriptor is closed already: EBADF.
+        unsafe { libc::close(descriptor) };
+    }
+}
+
 /// Has orphaned descendants become children of this process.
 pub(super) fn adopt_orphans() {
     #[cfg(target_os = "linux")]
@@ -101,7 +117,11 @@ pub(super) fn reap() -> Option<Ended> {
 fn max_rss(usage: &libc::rusage) -> u64 {
     let held = u64::try_from(usage.ru_maxrss).unwrap_or(0);
     // Kibibytes on Linux, bytes on macOS.
-    if cfg!(target_os = "macos") { held } else { held * 1024 }
+    if cfg!(target_os = "macos") {
+        held
+    } else {
+        held * 1024
+    }
 }
 
 fn micros(time: libc::timeval) -> u64 {
@@ -112,15 +132,21 @@ fn micros(time: libc::timeval) -> u64 {
 /// The writing end of the pipe that [`Signals`] reads; -1 before it is made.
 static WAKER: AtomicI32 = AtomicI32::new(-1);
 
+#[cfg(not(target_os = "macos"))]
+use libc::__errno_location as errno_location;
+#[cfg(target_os = "macos")]
+use libc::__error as errno_location;
+
 extern "C" fn on_signal(signal: libc::c_int) {
     let waker = WAKER.load(Ordering::Relaxed);
     let byte = u8::try_from(signal).unwrap_or(0);
     // SAFETY: `write` is async-signal-safe, the pointer is to a live local, and
     // a full pipe (it does not block) already holds a reason to wake up.
     unsafe {
-        let saved = *libc::__errno_location();
+        let errno = errno_location();
+        let saved = *errno;
         libc::write(waker, (&raw const byte).cast(), 1);
-        *libc::__errno_location() = saved;
+        *errno = saved;
     }
 }
 
@@ -149,7 +175,10 @@ impl Signals {
                 return Err(io::Error::last_os_error());
             }
         }
-        Ok(Self { reading, _writing: writing })
+        Ok(Self {
+            reading,
+            _writing: writing,
+        })
     }
 
     pub(super) fn descriptor(&self) -> &OwnedFd {
@@ -196,7 +225,10 @@ pub(super) fn group_lives(group: u32) -> bool {
 
 fn as_pid(pid: u32) -> Option<Pid> {
     // Never 0 or 1: `kill` would take them for this group and for everyone.
-    i32::try_from(pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw)
+    i32::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .and_then(Pid::from_raw)
 }
 
 /// The living and dead children of a process.
@@ -207,7 +239,10 @@ pub(super) fn children(pid: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for thread in threads.filter_map(Result::ok) {
         match fs::read_to_string(thread.path().join("children")) {
-            Ok(text) => found.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok())),
+            Ok(text) => found.extend(
+                text.split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            ),
             // A kernel without that file, or a thread that just ended.
             Err(_) => return children_by_scan(pid),
         }
@@ -267,7 +302,12 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
     let session = fields.next()?.parse().ok()?;
-    Some(Stat { state, parent, group, session })
+    Some(Stat {
+        state,
+        parent,
+        group,
+        session,
+    })
 }
 
 /// A variable of a process's environment as it was at its start.
@@ -293,14 +333,26 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_confuse() {
         let stat = parse_stat("812 (a) S 1 2) R 7 812 800 0 -1 4194304").unwrap();
-        assert_eq!(stat, Stat { state: 'R', parent: 7, group: 812, session: 800 });
+        assert_eq!(
+            stat,
+            Stat {
+                state: 'R',
+                parent: 7,
+                group: 812,
+                session: 800
+            }
+        );
         assert_eq!(parse_stat("812 (sh"), None);
         assert_eq!(parse_stat("812 (sh) S"), None);
     }
 
     #[test]
     fn children_are_found_both_ways() {
-        let mut child = Command::new("/bin/sh").args(["-c", "read x"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read x"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         let me = std::process::id();
         assert!(children(me).contains(&child.id()));
         assert!(children_by_scan(me).contains(&child.id()));

@@ -26,6 +26,11 @@ use crate::trainer::signal_name;
 /// trainer's descendant, whatever session it fled into.
 const MARK: &str = "FIRESTEEL_TOKEN";
 
+/// What a Python interpreter needs to tell everything it has to say. It holds back
+/// what it writes to a pipe otherwise, and with it the last words of a trainer
+/// that crashes; and a crash in native code says nothing at all.
+const PYTHON_DEFAULTS: [(&str, &str); 2] = [("PYTHONUNBUFFERED", "1"), ("PYTHONFAULTHANDLER", "1")];
+
 pub(super) struct Trainers {
     stop_grace: Duration,
     running: BTreeMap<u64, Trainer>,
@@ -54,8 +59,13 @@ struct Trainer {
 
 enum State {
     /// The warm parent was asked to fork it.
-    Asked { request: Box<WarmRequest>, again: bool },
-    Running { pid: u32 },
+    Asked {
+        request: Box<WarmRequest>,
+        again: bool,
+    },
+    Running {
+        pid: u32,
+    },
 }
 
 struct Straggler {
@@ -73,7 +83,11 @@ struct Refusal {
 
 impl Refusal {
     fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { code: FailureCode::SpawnFailed, message: message.into(), hint: hint.into() }
+        Self {
+            code: FailureCode::SpawnFailed,
+            message: message.into(),
+            hint: hint.into(),
+        }
     }
 }
 
@@ -170,7 +184,13 @@ impl Trainers {
                     self.pids.insert(pid, id);
                     self.notify(notice::Body::Started(say::Started { id, pid }));
                 }
-                let trainer = Trainer { state, mark, output, sent_signal: 0, kill_at: None };
+                let trainer = Trainer {
+                    state,
+                    mark,
+                    output,
+                    sent_signal: 0,
+                    kill_at: None,
+                };
                 self.running.insert(id, trainer);
             }
             Err(refusal) => self.spawn_failed(id, refusal),
@@ -185,7 +205,11 @@ impl Trainers {
     }
 
     fn spawn_failed(&mut self, id: u64, refusal: Refusal) {
-        let tail = self.warm.as_ref().map(|warm| warm.output.ring.tail()).unwrap_or_default();
+        let tail = self
+            .warm
+            .as_ref()
+            .map(|warm| warm.output.ring.tail())
+            .unwrap_or_default();
         self.notify(notice::Body::SpawnFailed(say::SpawnFailed {
             id,
             code: refusal.code.as_str().to_owned(),
@@ -201,16 +225,18 @@ impl Trainers {
         external: &ExternalSpawn,
     ) -> Result<(State, Output), Refusal> {
         let Some((program, args)) = external.argv.split_first() else {
-            return Err(Refusal::new("the trainer's command is empty", "name a command"));
+            return Err(Refusal::new(
+                "the trainer's command is empty",
+                "name a command",
+            ));
         };
         check_cwd(&spawn.cwd)?;
         let mut command = Command::new(program);
         command.args(args).current_dir(&spawn.cwd).envs(&spawn.env);
-        // Python holds back what it writes to a pipe otherwise, and with it the
-        // last words of a trainer that crashes.
-        let unbuffered = "PYTHONUNBUFFERED";
-        if !spawn.env.contains_key(unbuffered) && std::env::var_os(unbuffered).is_none() {
-            command.env(unbuffered, "1");
+        for (name, value) in PYTHON_DEFAULTS {
+            if !spawn.env.contains_key(name) && std::env::var_os(name).is_none() {
+                command.env(name, value);
+            }
         }
         let output = if external.terminal.is_empty() {
             let (output, stdout, stderr) = Output::pipes().map_err(no_pipes)?;
@@ -218,7 +244,10 @@ impl Trainers {
             output
         } else {
             let terminal = Terminal::open(&external.terminal)?;
-            command.stdin(terminal.0).stdout(terminal.1).stderr(terminal.2);
+            command
+                .stdin(terminal.0)
+                .stdout(terminal.1)
+                .stderr(terminal.2);
             Output::default()
         };
         process::detach(&mut command);
@@ -228,11 +257,7 @@ impl Trainers {
         }
     }
 
-    fn spawn_warm(
-        &mut self,
-        spawn: &Spawn,
-        warm: WarmSpawn,
-    ) -> Result<(State, Output), Refusal> {
+    fn spawn_warm(&mut self, spawn: &Spawn, warm: WarmSpawn) -> Result<(State, Output), Refusal> {
         check_cwd(&spawn.cwd)?;
         let request = WarmRequest {
             id: spawn.id,
@@ -243,7 +268,13 @@ impl Trainers {
             seed: warm.seed,
         };
         let output = self.ask_warm(&request)?;
-        Ok((State::Asked { request: Box::new(request), again: false }, output))
+        Ok((
+            State::Asked {
+                request: Box::new(request),
+                again: false,
+            },
+            output,
+        ))
     }
 
     fn ask_warm(&mut self, request: &WarmRequest) -> Result<Output, Refusal> {
@@ -325,7 +356,12 @@ impl Trainers {
 
     fn heard(&mut self, report: WarmReport) {
         match report {
-            WarmReport::Ready { protocol, python, failed, import_ms } => {
+            WarmReport::Ready {
+                protocol,
+                python,
+                failed,
+                import_ms,
+            } => {
                 let Some(warm) = &mut self.warm else {
                     return;
                 };
@@ -335,17 +371,44 @@ impl Trainers {
                 }
                 warm.ready = true;
                 let pid = warm.pid;
-                self.notify(notice::Body::WarmReady(say::WarmReady { pid, python, failed, import_ms }));
+                self.notify(notice::Body::WarmReady(say::WarmReady {
+                    pid,
+                    python,
+                    failed,
+                    import_ms,
+                }));
             }
             WarmReport::Started { id, pid } => self.forked(id, pid),
-            WarmReport::Failed { id, code, message, hint } => {
+            WarmReport::Failed {
+                id,
+                code,
+                message,
+                hint,
+            } => {
                 if self.running.remove(&id).is_some() {
                     let code = FailureCode::parse(&code).unwrap_or(FailureCode::SpawnFailed);
-                    self.spawn_failed(id, Refusal { code, message, hint });
+                    self.spawn_failed(
+                        id,
+                        Refusal {
+                            code,
+                            message,
+                            hint,
+                        },
+                    );
                 }
             }
-            WarmReport::Exited { pid, status, max_rss, cpu_us } => {
-                self.ended.push(Ended { pid, status, max_rss, cpu_us });
+            WarmReport::Exited {
+                pid,
+                status,
+                max_rss,
+                cpu_us,
+            } => {
+                self.ended.push(Ended {
+                    pid,
+                    status,
+                    max_rss,
+                    cpu_us,
+                });
             }
         }
     }
@@ -375,7 +438,11 @@ impl Trainers {
             libc::SIGKILL
         } else {
             let kill_at = Instant::now() + grace;
-            trainer.kill_at = Some(trainer.kill_at.map_or(kill_at, |before| before.min(kill_at)));
+            trainer.kill_at = Some(
+                trainer
+                    .kill_at
+                    .map_or(kill_at, |before| before.min(kill_at)),
+            );
             libc::SIGTERM
         };
         trainer.send(signal);
@@ -495,20 +562,32 @@ impl Trainers {
             libc::SIGKILL => Duration::ZERO,
             _ => self.stop_grace,
         };
-        let signal = if grace.is_zero() { libc::SIGKILL } else { libc::SIGTERM };
+        let signal = if grace.is_zero() {
+            libc::SIGKILL
+        } else {
+            libc::SIGTERM
+        };
         signal_tree(group, signal);
         for pid in &pids {
             signal_tree(*pid, signal);
         }
         // After a SIGKILL, too: a process may have forked in that very moment.
-        self.stragglers.push(Straggler { group, pids, kill_at: Instant::now() + grace });
+        self.stragglers.push(Straggler {
+            group,
+            pids,
+            kill_at: Instant::now() + grace,
+        });
     }
 
     /// Children of this process that are neither trainers nor the warm parent:
     /// orphans it has adopted.
     fn strangers(&self) -> Vec<u32> {
-        let known: HashSet<u32> =
-            self.pids.keys().copied().chain(self.warm.as_ref().map(|warm| warm.pid)).collect();
+        let known: HashSet<u32> = self
+            .pids
+            .keys()
+            .copied()
+            .chain(self.warm.as_ref().map(|warm| warm.pid))
+            .collect();
         let mut found = process::children(std::process::id());
         found.retain(|pid| !known.contains(pid));
         found
@@ -547,9 +626,15 @@ impl Trainers {
             (None, Some(signal)) => format!("was ended by {}", signal_name(signal)),
             (None, None) => "ended".to_owned(),
         };
-        let when = if warm.ready { "" } else { " before it was ready" };
+        let when = if warm.ready {
+            ""
+        } else {
+            " before it was ready"
+        };
         let message = format!("the warm parent `{}` {how}{when}", warm.python);
-        self.notify(notice::Body::WarmLost(say::WarmLost { message: message.clone() }));
+        self.notify(notice::Body::WarmLost(say::WarmLost {
+            message: message.clone(),
+        }));
         self.ask_again(&warm, &message);
     }
 
@@ -577,8 +662,18 @@ impl Trainers {
             };
             match outcome {
                 Ok(output) => {
-                    let state = State::Asked { request, again: true };
-                    self.running.insert(id, Trainer { state, output, ..trainer });
+                    let state = State::Asked {
+                        request,
+                        again: true,
+                    };
+                    self.running.insert(
+                        id,
+                        Trainer {
+                            state,
+                            output,
+                            ..trainer
+                        },
+                    );
                 }
                 Err(refusal) => self.notify(notice::Body::SpawnFailed(say::SpawnFailed {
                     id,

@@ -86,7 +86,9 @@ impl Warm {
         loop {
             match self.socket.read(&mut chunk) {
                 Ok(0) => break,
-                Ok(count) => self.incoming.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+                Ok(count) => self
+                    .incoming
+                    .extend_from_slice(chunk.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }

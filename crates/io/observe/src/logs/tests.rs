@@ -384,3 +384,53 @@ fn what_is_switched_off_is_not_written() {
     assert_eq!(names, ["log.txt", "log_fl.txt"]);
     Logs::disabled().logger("custom").error("nowhere");
 }
+
+#[test]
+fn the_schema_page_tells_of_every_field() {
+    let page = include_str!("../../../../../docs/reference/log-schema.md");
+    let site = site("site-1");
+    let full = Record {
+        job: Some("digits"),
+        site: Some(&site),
+        round: Some(Round(3)),
+        fields: &[("weight", json!(360.0))],
+        ..at_noon(Level::Info, "firesteel.server.round", "update taken")
+    };
+    let bare = at_noon(Level::Info, "custom", "x");
+    let keys = |record: &Record<'_>| -> Vec<String> {
+        let value: Value = serde_json::from_str(&json_line(record)).unwrap();
+        value.as_object().unwrap().keys().cloned().collect()
+    };
+    let documented = |column: &str| -> Vec<String> {
+        let mut fields: Vec<_> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .filter_map(|line| line.split_once("` | "))
+            .filter(|(_, rest)| {
+                rest.split(" | ")
+                    .nth(1)
+                    .is_some_and(|is| column.contains(is))
+            })
+            .map(|(field, _)| field.to_owned())
+            .collect();
+        fields.sort();
+        fields
+    };
+    assert_eq!(keys(&full), documented("yes no"));
+    assert_eq!(keys(&bare), documented("yes"));
+    // The example is one that the code could have written.
+    let example = page.lines().find(|line| line.starts_with('{')).unwrap();
+    let example: Value = serde_json::from_str(example).unwrap();
+    let mut written: Value = serde_json::from_str(&json_line(&full)).unwrap();
+    written["time"] = example["time"].clone();
+    assert_eq!(written, example);
+    for logger in FL_LOGGERS.iter().chain(COMMUNICATION) {
+        assert!(page.contains(&format!("`{logger}`")), "{logger}");
+    }
+    for level in Level::ALL {
+        assert!(
+            page.contains(&format!("| `{level}` | {} |", level as i64)),
+            "{level}"
+        );
+    }
+}

@@ -165,10 +165,8 @@ fn elsewhere_each_round_is_a_line() {
         for site in &job(2).sites {
             progress.site(site, SiteStage::Training);
         }
-        if round == 1 {
-            let message = "ValueError: \x1b[31mbad".into();
-            progress.site(&job(2).sites[1], SiteStage::Failed { message });
-        }
+        let message = "ValueError: bad".into();
+        progress.site(&job(2).sites[1], SiteStage::Failed { message });
         progress.round_done(done(round, 0.75, round == 1));
     }
     progress.tick();
@@ -177,37 +175,41 @@ fn elsewhere_each_round_is_a_line() {
     let text = tape.text();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(
-        lines[..4],
+        lines[..3],
         [
             "job digits: 2 sites, 10 rounds",
             "round 1/10: 2 of 2 sites, 1.2s, accuracy 0.7500",
-            "site-2: failed: ValueError: \\u{1b}[31mbad",
             "round 2/10: 2 of 2 sites, 1.2s, accuracy 0.7500 (best so far)",
         ]
     );
-    assert!(lines[4].starts_with("job digits: completed with 1 of 2 sites after 0."));
-    assert_eq!(lines.len(), 5);
+    assert!(lines[3].starts_with("job digits: completed with 1 of 2 sites after 0."));
+    assert_eq!(lines.len(), 4);
 }
 
 #[test]
 fn the_end_stays_on_the_screen() {
     let tape = Tape::default();
-    let console = tape.console(ConsoleStyle::Auto, Some((60, 20)));
+    let console = tape.console(ConsoleStyle::Auto, Some((100, 20)));
     let progress = Progress::new(console.clone(), job(3));
-    progress.round_started(Round(0));
-    progress.round_done(done(0, 0.5, true));
+    for round in 0..500 {
+        progress.round_started(Round(round));
+        progress.round_done(done(round, 0.5, true));
+    }
     console.line("a line".into());
     progress.finish("completed");
     assert!(console.flush(Duration::from_secs(10)));
     console.line("afterwards".into());
     assert!(console.flush(Duration::from_secs(10)));
-    let rows = shown(&tape.text(), 60);
-    assert_eq!(rows[0], "a line");
+    let rows = shown(&tape.text(), 100);
+    // 500 rounds in a moment leave fewer lines than that.
+    assert!(rows[0].starts_with("round 1/10: 2 of 3 sites"), "{rows:?}");
+    let at = rows.iter().position(|row| row == "a line").unwrap();
+    assert!(at < 100, "{rows:?}");
     assert!(
-        rows[1].starts_with("digits  completed after 0."),
+        rows[at + 1].starts_with("digits  completed after "),
         "{rows:?}"
     );
-    assert_eq!(rows[2..], ["afterwards"]);
+    assert_eq!(rows[at + 2..], ["afterwards"]);
 }
 
 #[test]

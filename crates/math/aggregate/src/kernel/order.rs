@@ -254,7 +254,7 @@ mod tests {
     /// A network that sorts every sequence of zeros and ones sorts everything.
     #[test]
     fn networks_put_every_kept_place_right() {
-        for sources in 1..=16 {
+        for sources in 1usize..=16 {
             let mut ranks = vec![Rank::Median];
             ranks.extend((0..sources.div_ceil(2)).map(Rank::Trimmed));
             for rank in ranks {
@@ -274,7 +274,16 @@ mod tests {
 
     #[test]
     fn keys_are_ordered_as_their_floats_are() {
-        let floats = [f32::NEG_INFINITY, -1.5, -1e-45, -0.0, 0.0, 1e-45, 2.0, f32::MAX];
+        let floats = [
+            f32::NEG_INFINITY,
+            -1.5,
+            -1e-45,
+            -0.0,
+            0.0,
+            1e-45,
+            2.0,
+            f32::MAX,
+        ];
         let mut keys = [0; 8];
         keys32(Level::new(), &floats, &mut keys);
         assert!(keys.is_sorted());

@@ -2,6 +2,8 @@
 //! compared with.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::HashMap;
+
 use firesteel_aggregate::{Contribution, Method, Model, SimdLevel, UpdateKind};
 use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, Tree, float};
 
@@ -80,7 +82,8 @@ impl Maker {
     }
 
     pub fn tree(mut self, json: &str) -> Self {
-        self.builder.tree(Tree::parse(json).expect("the test's tree"));
+        self.builder
+            .tree(Tree::parse(json).expect("the test's tree"));
         self
     }
 
@@ -92,8 +95,9 @@ impl Maker {
 
     pub fn build(self) -> File {
         let (mut bytes, header) = self.builder.encode().expect("the test's header");
+        let data: HashMap<_, _> = self.data.into_iter().collect();
         for tensor in header.data_order() {
-            let (_, data) = self.data.iter().find(|(n, _)| **n == *tensor.name).unwrap();
+            let data = &data[&*tensor.name];
             assert_eq!(data.len() as u64, tensor.size(), "{}", tensor.name);
             bytes.extend_from_slice(data);
         }
@@ -169,7 +173,7 @@ pub fn expected(
         let mut value = one(&values, sources, method);
         if kind == UpdateKind::Diff {
             let (dtype, bytes) = model.expect("a difference has a model");
-            value = read(dtype, &bytes[at * dtype.size()..][..dtype.size()]) + value;
+            value += read(dtype, &bytes[at * dtype.size()..][..dtype.size()]);
         }
         let mut bytes = vec![0; to.size()];
         float::encode(to, &[value], &mut bytes);

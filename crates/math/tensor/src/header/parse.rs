@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use firesteel_base::limits;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 use super::{
     ALIASES_KEY, HeaderError, LARGEST, METADATA_KEY, ModelHeader, Parts, TREE_KEY, TensorInfo,

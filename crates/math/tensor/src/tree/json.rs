@@ -169,9 +169,7 @@ impl<'de> Visitor<'de> for Node<'_> {
             "i" => {
                 let text: String = map.next_value()?;
                 match text.parse::<i64>() {
-                    Ok(number) if number.to_string() == text => {
-                        reading.leaf(Tree::Int(number))?
-                    }
+                    Ok(number) if number.to_string() == text => reading.leaf(Tree::Int(number))?,
                     _ => {
                         return Err(reading.fail(TreeError::Int {
                             path: reading.path(),

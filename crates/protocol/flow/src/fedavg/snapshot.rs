@@ -4,7 +4,8 @@ use firesteel_base::{Round, SiteName, Time};
 
 use super::site::{Site, Work};
 use super::tally::Roster;
-use super::{ConfigError, FedAvg, FedAvgConfig, Made, OpenRound, Said, Stage, steps_are_sound};
+use super::update::steps_are_sound;
+use super::{ConfigError, FedAvg, FedAvgConfig, Made, OpenRound, Said, Stage};
 use crate::codec::{self, Pack, pack_enum, pack_struct};
 use crate::{BestMark, Outcome, Restore, RestoreError};
 

@@ -1,3 +1,5 @@
+mod compat;
 mod door;
 mod properties;
 mod scenarios;
+mod settings;

@@ -118,6 +118,21 @@ fn the_job_waits_for_the_quorum_to_start() {
 }
 
 #[test]
+fn the_quorum_to_start_is_never_below_the_one_of_a_round() {
+    check(
+        "sites a b c; quorum_start 1; quorum_round 2; start a; 1s b joins; 2s a ok; 2s b ok",
+        expect![[r#"
+            0.0s save initial init
+            1.0s train r0: a b get init
+            2.0s fold r0#0 on init: a*1, b*1
+            2.0s save latest g0
+            2.0s commit r0 init>g0: a*1, b*1, c absent
+            2.0s completed 1 round with 2 of 3 sites (all rounds are done); c missed round 0: was not connected [disconnected, during start]
+        "#]],
+    );
+}
+
+#[test]
 fn the_job_waits_for_a_required_site() {
     check(
         "sites a b; min 1; require b; start a; 5s status; 6s b joins; 7s a ok; 8s b ok",
@@ -561,6 +576,25 @@ fn what_cannot_be_an_update_fails_its_site() {
     );
 }
 
+#[test]
+fn the_first_model_may_be_whole_where_diffs_are_expected() {
+    check(
+        "sites a b; min 1; rounds 2; type DIFF; start without model; a ok; b ok; a ok; b ok DIFF",
+        expect![[r#"
+            0.0s train r0: a b get none
+            0.0s fold r0#0 on none: a*1, b*1
+            0.0s save latest g0
+            0.0s commit r0 none>g0: a*1, b*1
+            0.0s train r1: a b get g0
+            0.0s warn: a failed in round 1: sent FULL params where the job expects DIFF [params-type, during verify]
+            0.0s fold r1#0 on g0: b*1 DIFF
+            0.0s save latest g1
+            0.0s commit r1 g0>g1: a failed (params-type), b*1
+            0.0s completed 2 rounds with 1 of 2 sites (all rounds are done); a missed round 1: sent FULL params where the job expects DIFF [params-type, during verify]
+        "#]],
+    );
+}
+
 // Folds.
 
 #[test]
@@ -930,6 +964,72 @@ fn a_site_that_does_not_return_after_a_restart_is_missed_when_its_lease_ends() {
             900.0s save latest g0
             900.0s commit r0 init>g0: a*1, b failed (disconnected)
             900.0s completed 1 round with 1 of 2 sites (all rounds are done); b missed round 0: was not heard of for its lease [disconnected, during train]
+        "#]],
+    );
+}
+
+#[test]
+fn a_site_that_is_not_back_when_the_next_round_opens_is_waited_for() {
+    check(
+        "sites a b; rounds 2; fold by hand; start; 1s a ok; 1s b ok; 2s restart a; 3s folded
+         4s status; 5s a ok; 6s b joins; 7s b ok; 8s folded",
+        expect![[r#"
+            0.0s save initial init
+            0.0s train r0: a b get init
+            1.0s fold r0#0 on init: a*1, b*1
+            2.0s fold r0#1 on init: a*1, b*1
+            3.0s save latest g0#1
+            3.0s commit r0 init>g0#1: a*1, b*1
+            3.0s train r1: a get g0#1
+            4.0s status: round 1 (2 of 2): 0 in, 2 needed; waiting for a: not acknowledged since 3.0s; waiting for b: not back since the restart at 2.0s
+            6.0s train r1: b get g0#1
+            7.0s fold r1#0 on g0#1: a*1, b*1
+            8.0s save latest g1
+            8.0s commit r1 g0#1>g1: a*1, b*1
+            8.0s completed 2 rounds (all rounds are done)
+        "#]],
+    );
+    check(
+        "sites a b; rounds 2; fold by hand; start; 1s a ok; 1s b ok; 2s restart a; 3s folded
+         5s a ok; 900s b leaves",
+        expect![[r#"
+            0.0s save initial init
+            0.0s train r0: a b get init
+            1.0s fold r0#0 on init: a*1, b*1
+            2.0s fold r0#1 on init: a*1, b*1
+            3.0s save latest g0#1
+            3.0s commit r0 init>g0#1: a*1, b*1
+            3.0s train r1: a get g0#1
+            900.0s warn: b failed in round 1: was not heard of for its lease [disconnected, during train]
+            900.0s commit r1 g0#1>none: a*1, b failed (disconnected)
+            900.0s failed: round 1 needs 2 sites and can get at most 1: b: was not heard of for its lease [disconnected, during train]
+        "#]],
+    );
+}
+
+#[test]
+fn a_restart_while_a_late_task_goes_on_gives_the_site_the_new_round() {
+    check(
+        "sites a b; min 1; rounds 3; round 10s; late next; start; 1s a ok; 11s tick
+         12s restart a b; 13s b ok r0#0; 14s a ok; 15s b ok; 16s a ok; 16s b ok",
+        expect![[r#"
+            0.0s save initial init
+            0.0s train r0: a b get init until 10.0s
+            10.0s warn: round 0 closed without b (late)
+            10.0s fold r0#0 on init: a*1
+            10.0s save latest g0
+            10.0s commit r0 init>g0: a*1, b late
+            10.0s train r1: a get g0 until 20.0s
+            12.0s train r1: a#1 b get g0 until 22.0s
+            13.0s warn: the result of b for round 0 came too late and was dropped
+            15.0s fold r1#0 on g0: a*1, b*1
+            15.0s save latest g1
+            15.0s commit r1 g0>g1: a*1, b*1
+            15.0s train r2: a b get g1 until 25.0s
+            16.0s fold r2#0 on g1: a*1, b*1
+            16.0s save latest g2
+            16.0s commit r2 g1>g2: a*1, b*1
+            16.0s completed 3 rounds with 1 of 2 sites (all rounds are done); b missed round 0: had not answered when the round closed: not acknowledged since 0.0s [round-deadline, during train]
         "#]],
     );
 }
