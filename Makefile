@@ -37,8 +37,8 @@ env = "$$($(PYTHON) scripts/env.py $(1))"
 help: ## This list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: build ## Federate a real training job over real data and show what it won
-	@python=$(call env,core) && $(call in_env,"$$python") examples/digits/job.py
+demo: build ## Federate a real training job over real data and show what it won; ARGS="--alpha 0.1"
+	@python=$(call env,core) && $(call in_env,"$$python") examples/digits/job.py $(ARGS)
 
 test: setup lint test-rust test-python test-examples test-wheel ## Every test; GROUPS=core for those that need NumPy and scikit-learn only
 

@@ -1,10 +1,21 @@
 """The Rust side of the package. Private: use `firesteel.client` and `firesteel.recipe`."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias, final
 
 _Buffer: TypeAlias = Any
 _Tensor: TypeAlias = tuple[str, str, tuple[int, ...], _Buffer | Callable[[], _Buffer]]
+
+__all__ = [
+    "Bridge",
+    "ModelFile",
+    "Simulation",
+    "Task",
+    "__version__",
+    "validate_job",
+    "write_model",
+]
 
 __version__: str
 
@@ -20,7 +31,9 @@ class ModelFile:
     def aliases(self) -> dict[str, str]: ...
     def metadata(self) -> dict[str, str]: ...
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    # The buffer protocol works in 3.11 too, where it has no name.
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def write_model(
     path: str | None,

@@ -13,7 +13,7 @@ import importlib
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -476,7 +476,7 @@ class Arrays:
         if kind == "torch":
             return _torch_view(self.file, dtype, shape, offset, nbytes)
         if self._base is None:
-            self._base = np.frombuffer(memoryview(self.file), dtype=np.uint8)
+            self._base = np.frombuffer(cast(Any, self.file), dtype=np.uint8)
         return _numpy_view(self._base, name, dtype, shape, offset, nbytes)
 
 

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from firesteel.errors import ClientError
 
@@ -67,7 +67,7 @@ class Publisher:
             "meta": task.meta,
         }
         if task.model is not None:
-            data = memoryview(task.model)
+            data = memoryview(cast(Any, task.model))
             if len(data) <= _INLINE:
                 entry["model"] = base64.b64encode(data).decode("ascii")
             else:

@@ -45,10 +45,12 @@ pub enum VerifyProblem {
         expected: &'static str,
     },
     /// Not one key of the model.
-    #[error("the update has none of the model's {keys} keys")]
+    #[error("the update has none of the model's {keys} keys{}{sent}", if sent.is_empty() { "" } else { "; it has " })]
     NothingInCommon {
         /// How many the model has.
         keys: usize,
+        /// The update's own keys, joined; empty when it has none.
+        sent: String,
     },
     /// Another shape.
     #[error("tensor `{tensor}` has shape {found}, the model has {expected}")]
@@ -243,7 +245,9 @@ fn check_keys(
     }
     let keys = model.tensors().len();
     if known == 0 && keys > 0 {
-        problems.insert(0, VerifyProblem::NothingInCommon { keys });
+        let names: Vec<&str> = update.tensors().iter().map(|tensor| &*tensor.name).collect();
+        let sent = crate::report::joined(&names, "`");
+        problems.insert(0, VerifyProblem::NothingInCommon { keys, sent });
     }
 }
 

@@ -72,8 +72,12 @@ fn exited(stage: Stage, phase: Phase, exit: &ExitReport) -> Failure {
         Stage::Connected => "before it asked for a task",
         Stage::Working => "before it sent its result",
     };
+    let kind = match stage {
+        Stage::Connected => FailureCode::NeverReceived,
+        Stage::Unconnected | Stage::Working => FailureCode::Exited,
+    };
     let message = format!("the trainer exited with code {code} {when}");
-    Failure::new(FailureCode::Exited, phase, message).with_hint(match stage {
+    Failure::new(kind, phase, message).with_hint(match stage {
         Stage::Unconnected => "the training script must call flare.init() and then receive and send models in a loop",
         Stage::Connected => "the training script must call flare.receive(), as in `while flare.is_running(): model = flare.receive()`",
         Stage::Working => "the training script must call flare.send() for every model that flare.receive() returns",
