@@ -49,7 +49,9 @@ def main() -> int:
         python = f"{folder}/env/bin/python"
         pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         subprocess.run([*pip, numpy, str(wheel)], check=True, env=env)
-        shutil.copytree(EXAMPLE, f"{folder}/job")
+        # Runs that somebody made in the example's folder stay where they are.
+        left = shutil.ignore_patterns("firesteel-runs", "__pycache__")
+        shutil.copytree(EXAMPLE, f"{folder}/job", ignore=left)
         done = subprocess.run(
             [python, f"{folder}/job/job.py"],
             cwd=f"{folder}/job",

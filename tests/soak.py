@@ -93,7 +93,7 @@ GROWTH_KB = 64.0
 
 def environment() -> dict[str, str]:
     """The same as ours: the package is imported from the tree."""
-    return dict(os.environ)
+    return {**os.environ, "PYTHONPATH": str(HERE.parent / "python")}
 
 
 def prepare(folder: Path) -> None:

@@ -346,9 +346,9 @@ def pack(params: Any, *, root: str = "params", ties: bool = True) -> Packed:
     except RecursionError:
         raise packer.refuse((), "is nested too deep") from None
     flat = _is_flat(packer, node)
-    tree = (
-        None if flat else json.dumps(node, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    )
+    tree = None
+    if not flat:
+        tree = json.dumps(node, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Packed(packer.tensors, tree, packer.aliases, packer.values, packer.nbytes)
 
 

@@ -35,8 +35,8 @@ from typing import Any, NoReturn
 PROTOCOL = 1
 
 ALLOWED_ROOTS = frozenset({"numpy", "scipy", "sklearn", "pandas", "torch"})
-"""Only these, and what lies below them, are imported ahead: whatever else a job
-names could be user code, which has to run in the trainer alone."""
+"""Only these, the standard library, and what lies below them are imported ahead:
+whatever else a job names could be user code, which has to run in the trainer alone."""
 
 SOURCE_CACHE = 64
 """Compiled scripts that are kept; a job has one, or one per site."""
@@ -87,7 +87,8 @@ def import_ahead(preload: list[str]) -> dict[str, str]:
     failed: dict[str, str] = {}
     names = ["numpy", "numpy.random", *preload]
     for name in dict.fromkeys(names):
-        if name.split(".", 1)[0] not in ALLOWED_ROOTS:
+        root = name.split(".", 1)[0]
+        if root not in ALLOWED_ROOTS and root not in sys.stdlib_module_names:
             failed[name] = "not one of the modules that may be imported ahead"
             continue
         reason = try_import(name)

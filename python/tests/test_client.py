@@ -296,7 +296,8 @@ def test_other_ranks_follow_rank_0(
     shared = dist.HashStore()
     monkeypatch.setattr(_ranks, "store", lambda: shared)
     large = {"w": np.zeros(20_000)}
-    tasks = [fake.Task(model_file(fake, p), round=n) for n, p in enumerate([large, {"w": np.ones(1)}])]
+    models = [large, {"w": np.ones(1)}]
+    tasks = [fake.Task(model_file(fake, p), round=n) for n, p in enumerate(models)]
     bridge = start(tasks)
     zero = flare._current
     one = flare.APIContext(1)

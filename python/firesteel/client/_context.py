@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from firesteel import _tree
-from firesteel.client import _logs, _ranks, _state
+from firesteel.client import _difference, _logs, _ranks, _state
 from firesteel.client._model import AnalyticsDataType, FLModel, ParamsType
 from firesteel.errors import ClientError, Error
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from firesteel._native import Bridge, ModelFile, Task
-    from firesteel._tree import Arrays, Packed
     from firesteel.client._logs import Forwarder
     from firesteel.client._ranks import FollowedTask, Follower, Publisher
 
@@ -183,7 +182,8 @@ class APIContext:
         if task.model is not None:
             diff = self.welcome.get("params_transfer_type") == "DIFF"
             if diff and task.name == TRAIN and self.rank == 0:
-                self._pristine = _untouched(task.model)
+                # A second mapping, which the script's changes do not reach.
+                self._pristine = task.model.reopen()
             params = _tree.unpack(task.model, self._array_kind())
         elif task.name == TRAIN:
             params = {}
@@ -276,7 +276,7 @@ class APIContext:
         kind = _checked_kind(model.params_type)
         wanted = self._welcome.get("params_transfer_type", "FULL")
         if kind is ParamsType.FULL and wanted == "DIFF" and self._pristine is not None:
-            packed = _difference(model.params, _tree.Arrays(self._pristine, self._array_kind()))
+            packed = _difference.between(model.params, _tree.Arrays(self._pristine, self._array_kind()))
             kind = ParamsType.DIFF
         else:
             packed = _tree.pack(model.params)
@@ -483,76 +483,6 @@ def _checked_kind(kind: ParamsType | str | None) -> ParamsType:
             hint="leave it out for params as they are",
             code="params-type",
         ) from None
-
-
-def _untouched(file: ModelFile) -> ModelFile:
-    """A second mapping of a model, which the script's changes do not reach."""
-    return file.reopen()
-
-
-def _difference(params: Any, received: Arrays) -> Packed:
-    """Packs what changed since the model was received, one tensor at a time."""
-    packed = _tree.pack(params)
-    if any(received.owner(a) != received.owner(o) for a, o in packed.aliases.items()):
-        # Tied here and not there: the differences are not the same.
-        packed = _tree.pack(params, ties=False)
-    tensors = []
-    for name, dtype, shape, _ in packed.tensors:
-        if name not in received:
-            raise ClientError(
-                f"tensor `{name}` is not in the model that was received, so there is no "
-                "difference to send",
-                hint="send the same names, or use params_transfer_type=\"FULL\" in the recipe",
-                code="key-mismatch",
-            )
-        _, old_dtype, old_shape, _, _ = received.entries[received.owner(name)]
-        if old_shape != shape:
-            raise ClientError(
-                f"tensor `{name}` has shape {shape}, the received model has {old_shape}",
-                code="shape-mismatch",
-            )
-        if old_dtype != dtype:
-            raise ClientError(
-                f"tensor `{name}` is {dtype}, the received model has {old_dtype}",
-                hint="convert it back before sending",
-                code="dtype-mismatch",
-            )
-        source = _subtract(packed.values[name], name, dtype, received)
-        tensors.append((name, dtype, shape, source))
-    packed.tensors = tensors
-    return packed
-
-
-def _subtract(value: Any, name: str, dtype: str, received: Arrays) -> Any:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-
-        def of_torch() -> Any:
-            old = received.get(name, "torch")
-            new = value.detach().to("cpu")
-            if dtype == "BOOL":
-                return _tree.torch_source(new)
-            if dtype.startswith("F8"):
-                # torch computes nothing in fp8.
-                low = new.to(torch.float32) - old.to(torch.float32)
-                return _made(_tree.torch_source(low.to(new.dtype)))
-            return _made(_tree.torch_source(new - old))
-
-        return of_torch
-
-    def of_numpy() -> Any:
-        import numpy as np
-
-        array = np.asarray(value)
-        if dtype == "BOOL":
-            return _made(_tree.numpy_source(array))
-        return _made(_tree.numpy_source(np.subtract(array, received.get(name, "numpy"))))
-
-    return of_numpy
-
-
-def _made(source: Any) -> Any:
-    return source() if callable(source) else source
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

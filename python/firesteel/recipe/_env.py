@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +151,7 @@ class SimEnv(ExecEnv):
             outcome = json.loads(simulation.result())
         finally:
             if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
+                _remove(staging)
         run = Run(outcome)
         if run.get_status().startswith("completed"):
             _run.save_further(run, job.save_as)
@@ -253,7 +252,7 @@ class SimEnv(ExecEnv):
         try:
             path = save_model(os.path.join(folder, "initial.safetensors"), job.make_params())
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         return folder, path
 
@@ -388,6 +387,9 @@ def binary() -> str:
     Raises:
         SpecError: when it is not there.
     """
+    # Imported here: with its compressors it costs as much as all the rest.
+    import shutil
+
     named = os.environ.get(BINARY_VARIABLE)
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     places = [
@@ -407,6 +409,13 @@ def binary() -> str:
         else "the `firesteel` program is not where the package was installed",
         hint="install the package again, or set FIRESTEEL_BINARY to the program's path",
     )
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder of ours, and what is in it; what cannot be is left."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trainers_path() -> dict[str, str]:

@@ -60,7 +60,9 @@ def build(model: Any) -> Any:
     try:
         return kind(**args)
     except TypeError as problem:
-        raise SpecError(f"`model`: {path} cannot be made from {args}: {problem}", field="model") from None
+        raise SpecError(
+            f"`model`: {path} cannot be made from {args}: {problem}", field="model"
+        ) from None
 
 
 def _class_path(model: Any) -> Any:

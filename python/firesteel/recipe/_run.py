@@ -149,7 +149,8 @@ def _sentence(run: Run, outcome: Mapping[str, Any], start: str) -> str:
     for failure in run.failures:
         site = failure.get("site") or "?"
         phase = failure.get("phase") or "?"
-        at = f" of round {failure['round']}" if failure.get("round") is not None else ""
+        # Stored rounds count from zero, people from one.
+        at = f" of round {failure['round'] + 1}" if failure.get("round") is not None else ""
         lines.append(f"  {site} ({phase}{at}): {failure.get('message', '')}")
         traceback = (failure.get("traceback") or "").rstrip()
         if traceback:

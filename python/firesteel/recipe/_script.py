@@ -11,9 +11,12 @@ from typing import Any
 from firesteel.errors import SpecError
 from firesteel.recipe import _fields
 
-# What a warm parent may import before it forks trainers: libraries that take
-# long and start nothing of their own.
+# What a warm parent may import before it forks trainers, beside the standard
+# library: packages that take long and start nothing of their own.
 PRELOAD_ROOTS = ("numpy", "scipy", "sklearn", "pandas", "torch")
+
+# Of the standard library: what does something when it is imported.
+_NOISY = frozenset({"antigravity", "idlelib", "this", "tkinter", "turtle", "turtledemo"})
 
 # Files of the script's own folder that are read for further imports.
 _FILES = 50
@@ -114,13 +117,21 @@ class Imports:
         chosen = ["numpy"]
         for name in (*roots, *self.modules):
             root = name.partition(".")[0]
-            if root in PRELOAD_ROOTS and name not in chosen and _exists(name):
+            if name in chosen or (root not in PRELOAD_ROOTS and not _is_standard(root)):
+                continue
+            if _exists(name):
                 chosen.append(name)
         return chosen
 
     def uses(self, root: str) -> bool:
         """Whether the script imports a library."""
         return any(name.partition(".")[0] == root for name in self.modules)
+
+
+def _is_standard(root: str) -> bool:
+    """Whether this is a module of the standard library that is worth loading ahead."""
+    compiled_in = root in sys.builtin_module_names
+    return root in sys.stdlib_module_names and root not in _NOISY and not compiled_in
 
 
 def _module_file(folder: str, module: str) -> str | None:

@@ -119,12 +119,15 @@ name_type!(
 );
 
 /// A round of a job, counted from zero as FLARE's `current_round` does.
+///
+/// Programs get the number itself, in messages, metrics, log fields and file
+/// names. People count rounds from one, so that is how it is displayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Round(pub u32);
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&(u64::from(self.0) + 1), f)
     }
 }
 

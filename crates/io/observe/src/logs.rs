@@ -220,7 +220,14 @@ impl Logs {
         if let Some(site) = record.site {
             let _ = write!(line, " {site}:");
         }
-        let _ = write!(line, " {}", text::indented(record.message));
+        // What follows the first line of our own is a traceback, which the
+        // script has printed already; the files have it whole.
+        let own = is_below(record.logger, "firesteel");
+        let message = match record.message.split_once('\n') {
+            Some((first, _)) if own => first,
+            _ => record.message,
+        };
+        let _ = write!(line, " {}", text::indented(message));
         line
     }
 
@@ -502,7 +509,7 @@ fn text_line(record: &Record<'_>) -> String {
         gap = " ";
     }
     if let Some(round) = record.round {
-        let _ = write!(line, "{gap}round={round}");
+        let _ = write!(line, "{gap}round={}", round.0);
         gap = " ";
     }
     if let Some(site) = record.site {

@@ -128,9 +128,9 @@ impl fmt::Display for SiteStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let round = self.round.unwrap_or(self.start_round);
-        // Rounds are counted from `start_round`, people count from one.
-        let nth = (round.0.saturating_sub(self.start_round.0)).saturating_add(1);
-        let total = self.total_rounds;
+        // The last round's name, so that a job that starts at round 10 of 15
+        // shows what it shows in every other place.
+        let total = u64::from(self.start_round.0) + u64::from(self.total_rounds);
         let (have, need) = (self.have, self.need);
         match self.stage {
             JobStage::Created => return f.write_str("not started"),
@@ -138,12 +138,12 @@ impl fmt::Display for Status {
             JobStage::Gathering => write!(f, "waiting to start: {have} of {need} sites are there")?,
             JobStage::Folding => write!(
                 f,
-                "round {round} ({nth} of {total}): summing {have} updates"
+                "round {round} of {total}: summing {have} updates"
             )?,
             JobStage::Running => {
                 write!(
                     f,
-                    "round {round} ({nth} of {total}): {have} in, {need} needed"
+                    "round {round} of {total}: {have} in, {need} needed"
                 )?;
             }
         }

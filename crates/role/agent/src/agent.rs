@@ -343,7 +343,7 @@ impl Agent {
                 args,
                 cwd,
                 env,
-                seed: Some(format!("{}/{}/{round}", self.seed, self.parts.site)),
+                seed: Some(format!("{}/{}/{}", self.seed, self.parts.site, round.0)),
             }),
         }
     }
@@ -518,10 +518,8 @@ impl Agent {
         } else if unhappy && !trainer.stopping {
             // Between two tasks, or after the last: worth knowing, no task's fault.
             let failure = judge(Stage::Connected, trainer.crash.as_ref(), trainer.exit.as_ref());
-            self.parts.logger.warning(&format!("the training script ended badly after its result was taken: {failure}"));
-            if let Some(traceback) = &failure.traceback {
-                self.parts.logger.warning(traceback);
-            }
+            let told = told(&failure);
+            self.parts.logger.warning(&format!("the training script ended badly after its result was taken: {told}"));
         }
         drop(trainer);
         if attached && self.ending.is_none()
@@ -752,10 +750,7 @@ impl Agent {
             return Ok(());
         };
         let logger = self.parts.logger.for_round(task.key.round);
-        logger.error(&failure.to_string());
-        if let Some(traceback) = &failure.traceback {
-            logger.error(traceback);
-        }
+        logger.error(&told(&failure));
         let failed = TaskFailed {
             key: Some(Key::from(&task.key)),
             failure: Some(FailureMessage::from(&failure)),
@@ -886,6 +881,20 @@ fn source(objects: &Objects, object: Option<&Object>) -> Result<ModelSource, Fai
         Ok(None) => Ok(ModelSource::Inline(Bytes::copy_from_slice(model.bytes()))),
         Err(error) => Err(failed(sentence(&error))),
     }
+}
+
+/// A failure for the log: its sentence, what to do, and the traceback below.
+fn told(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    if !failure.hint.is_empty() {
+        text.push_str("; hint: ");
+        text.push_str(&failure.hint);
+    }
+    if let Some(traceback) = &failure.traceback {
+        text.push('\n');
+        text.push_str(traceback.trim_end());
+    }
+    text
 }
 
 fn level_of(python: u32) -> Level {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use firesteel_base::{Durations, Failure, Round, SiteName, TaskKey};
+use firesteel_base::{Durations, Failure, Phase, Round, SiteName, TaskKey};
 use firesteel_flow::{Assignment, Outcome, RoundRecord, SiteResult, Warning};
 use firesteel_observe::metrics::{self, MetricsWriter, RunStatus, Summary};
 use firesteel_observe::{Logger, Progress, RoundLine, SiteStage, TbWriter};
@@ -128,9 +128,8 @@ impl Watch {
     pub(crate) fn assigned(&mut self, round: Round, assignment: &Assignment) {
         self.progress.round_started(round);
         self.rounds.for_round(round).debug(&format!(
-            "round {} of {}: {} given to {} sites",
-            round.0.saturating_sub(assignment.start_round.0) + 1,
-            assignment.total_rounds,
+            "round {round} of {}: {} given to {} sites",
+            u64::from(assignment.start_round.0) + u64::from(assignment.total_rounds),
             assignment.task,
             assignment.keys.len(),
         ));
@@ -167,7 +166,14 @@ impl Watch {
                     format!("{failure}; {}", failure.hint)
                 };
                 self.progress.site(site, SiteStage::Failed { message });
-                logger.for_site(site).for_round(*round).warning(&warning.to_string());
+                // The agent has said it, with the traceback; a failure found by the
+                // server's own checks has no other voice.
+                let logger = logger.for_site(site).for_round(*round);
+                if failure.phase == Phase::Verify {
+                    logger.warning(&warning.to_string());
+                } else {
+                    logger.files_only().info(&warning.to_string());
+                }
             }
             // A job whose sites send no metric at all has no use for a best model.
             Warning::KeyMetricMissing { present, .. } if present.is_empty() => {

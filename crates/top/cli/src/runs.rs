@@ -106,7 +106,8 @@ fn described(run: &RunEntry, summary: &Value) -> String {
         ("best", "best_round", "best_key_metric"),
     ] {
         if let (Some(round), Some(value)) = (number(round), number(value)) {
-            rows.push((label, format!("round {round}, {metric} {value:.4}")));
+            // People count rounds from one.
+            rows.push((label, format!("round {}, {metric} {value:.4}", round + 1.0)));
         }
     }
     let failures = summary.get("failures").and_then(Value::as_array);

@@ -347,7 +347,7 @@ pub enum ConfigError {
     #[error("num_rounds is 0")]
     NoRounds,
     /// Round numbers would not fit.
-    #[error("start_round {start} plus num_rounds {rounds} is beyond the last round number")]
+    #[error("start_round {} plus num_rounds {rounds} is beyond the last round number", start.0)]
     RoundsTooLarge {
         /// The first round.
         start: Round,

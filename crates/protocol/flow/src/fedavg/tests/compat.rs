@@ -128,7 +128,7 @@ fn version_1_is_read() {
         writeln!(told, "{one}").unwrap();
     }
     expect![[r#"
-        round 1 (2 of 5): 1 in, 1 needed; waiting for training: training since 23.0s; waiting for late: not acknowledged since 0.0s
+        round 2 of 5: 1 in, 1 needed; waiting for training: training since 23.0s; waiting for late: not acknowledged since 0.0s
         done: in
         failed: excluded: raised ValueError: x [raised, during train]
         lost: failed: was not heard of [disconnected, during train]
