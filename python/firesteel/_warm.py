@@ -63,6 +63,7 @@ def main() -> None:
 
     started = time.monotonic()
     failed = import_ahead(preload)
+    rehearse()
     # The objects that exist now are never garbage in a trainer. Frozen, they are
     # not touched by its collections, and their pages stay shared.
     gc.collect()
@@ -111,6 +112,16 @@ def try_import(name: str) -> str | None:
     except BaseException as error:  # a broken installation may raise anything
         return f"{type(error).__name__}: {error}"[:1000]
     return None
+
+
+def rehearse() -> None:
+    """Do once, without effect, what every trainer does: what is made when it is
+    first needed is then made here, and shared."""
+    try:
+        importlib.import_module("firesteel.client._rehearsal").rehearse()
+    except Exception as error:  # the trainers' starts then take longer, no more
+        print(f"the rehearsal failed: {type(error).__name__}: {error}", file=sys.stderr)
+    seed_generators("")
 
 
 class Server:

@@ -181,7 +181,7 @@ def test_a_failed_job_raises_with_all_there_is(fake: Any) -> None:
     with pytest.raises(JobFailed) as caught:
         recipe().execute(SimEnv())
     text = str(caught.value)
-    for part in ("2 are needed", "site-2 (train of round 1): ValueError: bad", "line 3", "/r",
+    for part in ("2 are needed", "site-2 (train of round 2): ValueError: bad", "line 3", "/r",
                  "hint: look at the data"):  # fmt: skip
         assert part in text
     assert caught.value.status == "failed" and caught.value.code == "raised"

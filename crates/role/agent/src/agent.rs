@@ -745,7 +745,8 @@ impl Agent {
     }
 
     /// Ends the task without a result.
-    async fn fail(&mut self, failure: Failure) -> Result<(), AgentError> {
+    async fn fail(&mut self, mut failure: Failure) -> Result<(), AgentError> {
+        failure.hint = failure.hint.replace("<site>", self.parts.site.as_str());
         let Some(task) = self.task.take() else {
             return Ok(());
         };

@@ -93,10 +93,13 @@ fn hint_for(message: &str) -> String {
         let module = rest.trim_matches(|c| c == '\'' || c == '"').split('.').next().unwrap_or(rest);
         return format!("install `{module}` in the environment that runs the trainers, or put it beside the script");
     }
+    if message.contains("No space left on device") {
+        return "free some space on the run's disk, or choose another with SimEnv(workspace_root=…); the job goes on from its last round with resume=True".to_owned();
+    }
     if message.contains("MemoryError") || message.contains("out of memory") {
         return "use smaller batches, fewer workers (num_workers=), or a machine with more memory".to_owned();
     }
-    "the traceback below says where; to step through it, run the job with SimEnv(debug=\"<site>\")".to_owned()
+    "the traceback says where; to step through it, run the job with SimEnv(debug=\"<site>\")".to_owned()
 }
 
 /// The last Python traceback in some lines of output.

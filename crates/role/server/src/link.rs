@@ -8,22 +8,63 @@ use firesteel_base::SiteName;
 use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
 use firesteel_wire::PROTOCOL;
 use firesteel_wire::control::{Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Messages on their way to one site. A site that leaves this many unread has
 /// stopped reading, for each of its rounds has fewer than ten.
 const OUTGOING: usize = 64;
 
-/// What a connection tells the driver.
+/// Bytes of a stranger's words that are repeated in a sentence.
+const QUOTED: usize = 64;
+
+/// What a connection tells the driver. A site may have dialed twice: its number
+/// tells what comes from the connection in use.
 pub(crate) enum Inbound {
     /// A site is there; this is how to reach it.
-    Joined { site: usize, outgoing: mpsc::Sender<ToSite> },
+    Joined { site: usize, link: Link },
     /// It said something.
-    Said { site: usize, body: to_server::Body },
+    Said { site: usize, connection: u64, body: to_server::Body },
     /// Its connection is over.
-    Left { site: usize, why: Option<LinkError> },
+    Left { site: usize, connection: u64, why: Option<LinkError> },
     /// Somebody called who may not; the driver only logs it.
     Turned { why: String },
+}
+
+/// A site's connection, as the driver holds it. When it is dropped, what was
+/// said still goes out, and what the site still says is heard.
+pub(crate) struct Link {
+    /// Which of all connections.
+    pub(crate) connection: u64,
+    outgoing: mpsc::Sender<ToSite>,
+    cut: oneshot::Sender<()>,
+}
+
+/// What became of a message to a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is on its way.
+    Yes,
+    /// The connection is over: [`Inbound::Left`] is on its way.
+    Gone,
+    /// The site has stopped reading.
+    Unread,
+}
+
+impl Link {
+    /// Says something without waiting.
+    pub(crate) fn tell(&self, body: to_site::Body) -> Told {
+        match self.outgoing.try_send(ToSite { body: Some(body) }) {
+            Ok(()) => Told::Yes,
+            Err(mpsc::error::TrySendError::Closed(_)) => Told::Gone,
+            Err(mpsc::error::TrySendError::Full(_)) => Told::Unread,
+        }
+    }
+
+    /// Ends the connection at once, whatever was not said or heard.
+    pub(crate) fn cut(self) {
+        // An error means that it is over already.
+        let _ = self.cut.send(());
+    }
 }
 
 /// What every connection needs to know.
@@ -40,6 +81,7 @@ pub(crate) struct Reception {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(
+    connection: u64,
     stream: BoxStream,
     reception: Arc<Reception>,
     inbox: mpsc::Sender<Inbound>,
@@ -53,19 +95,22 @@ pub(crate) async fn serve(
         Ok(Ok(site)) => site,
         Ok(Err(why)) => {
             let refused = to_site::Body::Refused(Refused { reason: why.clone() });
-            // It may be gone already; the driver hears of it either way.
-            let _ = writer.send(&ToSite { body: Some(refused) }).await;
             let _ = inbox.send(Inbound::Turned { why }).await;
+            // It may be gone already, or not listen.
+            let refused = ToSite { body: Some(refused) };
+            let _ = tokio::time::timeout(reception.connect, writer.send(&refused)).await;
             return;
         }
         Err(_) => {
-            let why = format!("a connection said nothing within {:?}", reception.connect);
+            let why = format!("a connection did not end its handshake within {:?}", reception.connect);
             let _ = inbox.send(Inbound::Turned { why }).await;
             return;
         }
     };
     let (outgoing, mut queue) = mpsc::channel::<ToSite>(OUTGOING);
-    if inbox.send(Inbound::Joined { site, outgoing }).await.is_err() {
+    let (cut, is_cut) = oneshot::channel();
+    let link = Link { connection, outgoing, cut };
+    if inbox.send(Inbound::Joined { site, link }).await.is_err() {
         return;
     }
     let writing = async {
@@ -78,12 +123,18 @@ pub(crate) async fn serve(
         while let Some(message) = reader.next::<ToServer>("ToServer").await? {
             // An empty body is something a newer agent says.
             if let Some(body) = message.body
-                && inbox.send(Inbound::Said { site, body }).await.is_err()
+                && inbox.send(Inbound::Said { site, connection, body }).await.is_err()
             {
                 break;
             }
         }
         Ok::<(), LinkError>(())
+    };
+    let cutting = async {
+        // Dropped, not sent: the driver only has no more to say.
+        if is_cut.await.is_err() {
+            std::future::pending::<()>().await;
+        }
     };
     tokio::pin!(writing);
     tokio::pin!(reading);
@@ -95,8 +146,9 @@ pub(crate) async fn serve(
             Err(error) => Some(error),
             Ok(()) => reading.await.err(),
         },
+        () = cutting => None,
     };
-    let _ = inbox.send(Inbound::Left { site, why }).await;
+    let _ = inbox.send(Inbound::Left { site, connection, why }).await;
 }
 
 /// The handshake; the index of the site, or why it is turned away.
@@ -112,14 +164,15 @@ async fn greet(
     let Some(ToServer { body: Some(to_server::Body::Hello(hello)) }) = message else {
         return Err("the first message of a connection was no hello".to_owned());
     };
+    let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;
     if PROTOCOL < hello.protocol_min || PROTOCOL > hello.protocol_max {
+        let build: String = hello.build.chars().take(QUOTED).collect();
         return Err(format!(
-            "site `{}` (build {}) speaks protocols {} to {}, this server speaks {PROTOCOL}: \
+            "site `{name}` (build {build:?}) speaks protocols {} to {}, this server speaks {PROTOCOL}: \
              upgrade the older of the two",
-            hello.site, hello.build, hello.protocol_min, hello.protocol_max,
+            hello.protocol_min, hello.protocol_max,
         ));
     }
-    let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;
     let Some(&site) = reception.sites.get(&name) else {
         return Err(format!("`{name}` is not a site of this job"));
     };

@@ -364,7 +364,7 @@ impl Watch {
                 for one in failures {
                     self.failed(&one.site, *round, &one.failure);
                 }
-                self.logger.files_only().error(cause);
+                self.logger.error(cause);
                 (RunStatus::Failed, format!("failed: {cause}"))
             }
             Outcome::Aborted { reason } => (RunStatus::Aborted, format!("aborted: {reason}")),
@@ -408,7 +408,8 @@ impl Watch {
         {
             self.logger.error(&format!("the summary is lost: {error}"));
         }
-        self.progress.finish(&message);
+        // A cause was logged as an error, and is in the report.
+        self.progress.finish(if status == RunStatus::Failed { "failed" } else { &message });
     }
 }
 

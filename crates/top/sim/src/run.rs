@@ -1,6 +1,6 @@
 //! One simulation, from the run directory to the last log line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         field: "console",
         problem: format!("is {:?}, expected auto, plain or off", options.console),
     })?;
-    check_disk(&options.root, &spec)?;
+    check_disk(&options, &spec)?;
     let workspace = options.workspace.as_deref().unwrap_or(&options.root);
     let run = Arc::new(open_run(&options, &spec)?);
     placed(run.path().to_owned());
@@ -315,19 +315,39 @@ fn first_round(run: &RunDir, resume: bool) -> Result<Round, SimError> {
     Ok(latest.map_or(Round(0), |snapshot| Round(snapshot.round.0 + 1)))
 }
 
-fn check_disk(root: &Path, spec: &JobSpec) -> Result<(), SimError> {
+/// Whether the disk has room for what the job will add to it.
+fn check_disk(options: &SimOptions, spec: &JobSpec) -> Result<(), SimError> {
+    let kept = if options.resume { kept_models(options, spec) } else { Vec::new() };
     let model_len = spec
         .initial_model
         .as_ref()
         .and_then(|path| std::fs::metadata(path).ok())
-        .map_or(limits::INLINE_OBJECT as u64, |found| found.len());
+        .map(|found| found.len())
+        .into_iter()
+        .chain(kept.iter().copied())
+        .max()
+        .unwrap_or(limits::INLINE_OBJECT as u64);
     let plan = DiskPlan {
         model_len,
         sites: spec.sites.len() as u64,
         keep_models: u64::from(spec.keep_models),
         site_state_len: 0,
     };
-    Ok(check_free(root, disk_needed(&plan))?)
+    let there: u64 = kept.iter().sum();
+    Ok(check_free(&options.root, disk_needed(&plan).saturating_sub(there))?)
+}
+
+/// The sizes of the models that the run to be resumed holds, each file once.
+fn kept_models(options: &SimOptions, spec: &JobSpec) -> Vec<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let dir = options.root.join(&spec.name).join("latest/models");
+    let mut files = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if let Ok(found) = entry.metadata() {
+            files.insert(found.ino(), found.len());
+        }
+    }
+    files.into_values().collect()
 }
 
 fn cores() -> usize {
