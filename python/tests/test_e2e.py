@@ -457,6 +457,92 @@ def test_a_failing_site_is_named_with_cause_and_phase(
     assert "site-2" in (Path(error.run.get_result() or "") / "error_log.txt").read_text()
 
 
+@pytest.fixture
+def memory_cgroup() -> Any:
+    """A control group of 300 MiB; the function that moves a process into it."""
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    root = v1 if v1.is_dir() else v2
+    group = root / f"firesteel-test-{os.getpid()}"
+    limit = "memory.limit_in_bytes" if root is v1 else "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(300 << 20))
+    except OSError as error:
+        # A workstation may forbid it; the machine that decides over a change may not.
+        assert not os.environ.get("CI"), f"no memory control group can be made: {error}"
+        pytest.skip(f"no memory control group can be made here: {error}")
+    yield lambda pid: (group / "cgroup.procs").write_text(str(pid))
+    wait_for(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def test_a_trainer_that_runs_out_of_memory(here: Path, memory_cgroup: Any) -> None:
+    hog = "hog = [np.ones(1 << 22) for _ in range(64)]"
+    (here / "client.py").write_text(AT_SITE_2.format(line=hog))
+    (here / "job.py").write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "from firesteel.recipe import FedAvgRecipe, SimEnv\n"
+        "recipe = FedAvgRecipe(name='oom', model={'w': np.zeros(3)}, train_script='client.py',\n"
+        "    min_clients=1, num_rounds=2)\n"
+        "sys.stdin.readline()\n"
+        "run = recipe.execute(SimEnv(num_clients=2, extra={'console': 'off'}))\n"
+        "print(run.get_status(), run.failures[0]['site'], run.failures[0]['code'])\n"
+        "print(run.failures[0]['message'], run.failures[0]['hint'])\n"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "job.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    memory_cgroup(job.pid)
+    told, _ = job.communicate("go\n", timeout=PATIENCE_S)
+    assert "completed with 1 of 2 sites site-2 out-of-memory" in told
+    assert "want of memory" in told and "smaller batches" in told
+
+
+def test_a_killed_job_resumes_to_the_same_bits(here: Path) -> None:
+    (here / "client.py").write_text(
+        "import os, sys, time\n"
+        "import numpy as np\n"
+        "import firesteel.client as flare\n"
+        "flare.init()\n"
+        "while flare.is_running():\n"
+        "    model = flare.receive()\n"
+        "    if model.current_round == 3 and os.path.exists('hang'):\n"
+        "        open('hanging', 'w').close()\n"
+        "        time.sleep(600)\n"
+        "    flare.state['rounds'] = flare.state.get('rounds', 0) + 1\n"
+        "    noise = np.random.normal(size=3) + flare.state['rounds']\n"
+        "    flare.send(flare.FLModel(params={'w': model.params['w'] + noise}))\n"
+    )
+    (here / "job.py").write_text(
+        "import sys\n"
+        "import numpy as np\n"
+        "from firesteel.recipe import FedAvgRecipe, SimEnv\n"
+        "recipe = FedAvgRecipe(name=sys.argv[1], model={'w': np.zeros(3)},\n"
+        "    train_script='client.py', min_clients=3, num_rounds=6)\n"
+        "run = recipe.execute(SimEnv(num_clients=3, seed=7, extra={'console': 'off'}),\n"
+        "    resume=len(sys.argv) > 2)\n"
+        "print(run.model()['w'].tobytes().hex(), len(run.metrics()))\n"
+    )
+
+    def job(*args: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "job.py", *args], stdout=subprocess.PIPE, text=True
+        )
+
+    undisturbed, _ = job("twin").communicate(timeout=PATIENCE_S)
+    (here / "hang").touch()
+    killed = job("test")
+    wait_for((here / "hanging").exists)
+    killed.kill()
+    killed.communicate()
+    wait_for(lambda: not ours(here), seconds=20)
+    (here / "hang").unlink()
+    resumed, _ = job("test", "resume").communicate(timeout=PATIENCE_S)
+    assert resumed == undisturbed
+    assert resumed.split()[1] == "6"
+
+
 def test_an_exception_after_the_answer_is_told_and_fails_no_round(federate: Any) -> None:
     run = federate(AT_SITE_2.format(line="flare.send(flare.FLModel(params=params))"), num_rounds=2)
     assert run.model()["w"].tolist() == [2, 2, 2]

@@ -303,13 +303,14 @@ def test_the_framework_is_read_off_the_script(here: Path) -> None:
 def test_preloaded_modules_are_modules_of_allowed_libraries(here: Path) -> None:
     pytest.importorskip("sklearn")
     (here / "a.py").write_text(
-        "import os, requests, sklearn.linear_model\nfrom sklearn import metrics, clone\n"
+        "import json, sys, this, requests, sklearn.linear_model\nfrom sklearn import metrics, clone\n"
         "from numpy import array\nfrom numpy import random\nimport b\n"
     )
     (here / "b.py").write_text("def f():\n    import scipy.stats\n")
     found = _script.Imports(str(here / "a.py")).preload("sklearn")
+    # No user's library, nothing that is no module, nothing that acts when imported.
     assert found == [
-        "numpy", "sklearn", "sklearn.linear_model", "sklearn.metrics", "numpy.random",
+        "numpy", "sklearn", "json", "sklearn.linear_model", "sklearn.metrics", "numpy.random",
         "scipy.stats",
     ]  # fmt: skip
 

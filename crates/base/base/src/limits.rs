@@ -51,8 +51,8 @@ pub const LOG_LINE: usize = 16 * 1024;
 /// Bytes of a traceback in a failure report; the middle of a longer one is cut.
 pub const TRACEBACK_BYTES: usize = 64 * 1024;
 
-/// Bytes of a job spec.
-pub const JOB_SPEC: usize = 4 * 1024 * 1024;
+/// Bytes of a job spec: it travels in one frame, with the job's id and seed.
+pub const JOB_SPEC: usize = FRAME - 4096;
 
 /// Bytes at which a log file is rotated, and how many old ones are kept
 /// (FLARE's 20 MiB × 10).

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use firesteel_base::Durations;
 use serde::Deserialize;
 
-use crate::spec::seconds;
+use crate::spec::{SpecError, seconds};
 
 /// The settings of a simulation.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,6 +66,28 @@ pub struct DurationOptions {
 }
 
 impl DurationOptions {
+    fn check(&self) -> Result<(), SpecError> {
+        let all = [
+            ("connect", self.connect_s, false),
+            ("idle", self.idle_s, false),
+            ("drain", self.drain_s, true),
+            ("lease", self.lease_s, true),
+            ("round", self.round_s, false),
+            ("task", self.task_s, false),
+            ("trainer_start", self.trainer_start_s, false),
+            ("stop_grace", self.stop_grace_s, true),
+        ];
+        for (name, given, zero) in all {
+            // A century and more is no limit, and would overflow the clock.
+            let good = |s: f64| s.is_finite() && s <= 1e9 && (s > 0.0 || (s == 0.0 && zero));
+            if let Some(s) = given.filter(|&s| !good(s)) {
+                let field = format!("durations.{name}");
+                return Err(SpecError::new(field, format!("is {s} seconds, expected a positive number")));
+            }
+        }
+        Ok(())
+    }
+
     /// All eight.
     pub fn resolve(&self) -> Durations {
         let normal = Durations::default();
@@ -91,8 +113,34 @@ impl SimOptions {
     /// Reads the settings.
     ///
     /// # Errors
-    /// [`crate::spec::SpecError`] with the field that is wrong.
-    pub fn parse(json: &[u8]) -> Result<Self, crate::spec::SpecError> {
-        crate::spec::read(json)
+    /// [`SpecError`] with the field that is wrong.
+    pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
+        let options: Self = crate::spec::read(json)?;
+        options.durations.check()?;
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(durations: &str) -> Result<SimOptions, SpecError> {
+        let text = format!(
+            r#"{{"root": "/r", "python": "/p", "binary": "/b", "num_workers": 2, "durations": {durations}}}"#
+        );
+        SimOptions::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn a_duration_that_is_none_is_refused_by_name() {
+        for bad in ["-1", "0", "1e300", "1e10"] {
+            let error = parse(&format!(r#"{{"trainer_start_s": {bad}}}"#)).unwrap_err();
+            assert_eq!(error.field, "durations.trainer_start", "{bad}");
+        }
+        let given = parse(r#"{"stop_grace_s": 0, "round_s": 7.5}"#).unwrap().durations.resolve();
+        assert!(given.stop_grace.is_zero());
+        assert_eq!(given.round, Some(std::time::Duration::from_millis(7500)));
+        assert_eq!(given.connect, Durations::default().connect);
     }
 }

@@ -24,7 +24,7 @@ pub struct SpecError {
 }
 
 impl SpecError {
-    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             field: field.into(),
             problem: problem.into(),
@@ -350,18 +350,11 @@ impl JobSpec {
     /// # Errors
     /// [`SpecError`] with the first field that is wrong.
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
-        if json.len() > limits::JOB_SPEC {
-            return Err(SpecError::new(
-                "job",
-                format!(
-                    "the spec has {} bytes, the limit is {}",
-                    json.len(),
-                    limits::JOB_SPEC
-                ),
-            ));
-        }
+        check_length(json.len())?;
         let spec: Self = read(json)?;
         spec.check()?;
+        // What travels has the defaults filled in.
+        check_length(spec.to_json().len())?;
         Ok(spec)
     }
 
@@ -462,11 +455,22 @@ impl JobSpec {
                 "is empty, expected the path of the training script",
             ));
         }
+        let no_command = |field: String| {
+            SpecError::new(field, "is empty, expected what runs the script, \"python3 -u\" say")
+        };
         if self.trainer.mode == Mode::External && self.trainer.command.is_empty() {
-            return Err(SpecError::new(
-                "command",
-                "is empty, expected what runs the script, \"python3 -u\" say",
-            ));
+            return Err(no_command("command".to_owned()));
+        }
+        for (site, settings) in &self.site {
+            if settings.command.as_ref().is_some_and(Vec::is_empty) {
+                return Err(no_command(format!("site_config.{site}.command")));
+            }
+            if settings.script.as_ref().is_some_and(String::is_empty) {
+                return Err(SpecError::new(
+                    format!("site_config.{site}.train_script"),
+                    "is empty, expected the path of the training script",
+                ));
+            }
         }
         if self.keep_models == 0 {
             return Err(SpecError::new(
@@ -635,7 +639,15 @@ impl JobSpec {
                 )
             })?;
         }
+        // Each pattern is good by itself; all of them together may still be too much.
+        regex::RegexSet::new(&aggregation.exclude)
+            .map_err(|error| SpecError::new("exclude_vars", error.to_string()))?;
         match aggregation.master_dtype.as_deref() {
+            Some("float32" | "float64") if self.initial_model.is_none() => Err(SpecError::new(
+                "master_dtype",
+                "is given, but there is no initial model that says in which dtypes the sites work",
+            )
+            .hint("give the recipe `model=` or `initial_ckpt=`, or leave master_dtype out")),
             None | Some("float32" | "float64") => Ok(()),
             Some(other) => Err(SpecError::new(
                 "master_dtype",
@@ -645,14 +657,25 @@ impl JobSpec {
     }
 }
 
+fn check_length(bytes: usize) -> Result<(), SpecError> {
+    if bytes <= limits::JOB_SPEC {
+        return Ok(());
+    }
+    let problem = format!("the spec has {bytes} bytes, the limit is {}", limits::JOB_SPEC);
+    Err(SpecError::new("job", problem)
+        .hint("put what differs from site to site into files, or use fewer sites"))
+}
+
 /// Reads JSON, naming the field where it stops being what it should.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, SpecError> {
     let mut reader = serde_json::Deserializer::from_slice(json);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "job".to_owned() } else { path };
         SpecError::new(field, error.into_inner().to_string())
-    })
+    })?;
+    reader.end().map_err(|error| SpecError::new("job", error.to_string()))?;
+    Ok(value)
 }
 
 /// Seconds of a checked spec as a duration.
@@ -730,6 +753,18 @@ mod tests {
                 Box::new(|v| v["aggregation"] = json!({"master_dtype": "int8"})),
             ),
             (
+                "`master_dtype`",
+                Box::new(|v| v["aggregation"] = json!({"master_dtype": "float32"})),
+            ),
+            (
+                "`site_config.site-1.command`",
+                Box::new(|v| v["site"] = json!({"site-1": {"command": []}})),
+            ),
+            (
+                "`site_config.site-2.train_script`",
+                Box::new(|v| v["site"] = json!({"site-2": {"script": ""}})),
+            ),
+            (
                 "`aggregation.method`",
                 Box::new(|v| v["aggregation"] = json!({"method": "mode"})),
             ),
@@ -771,5 +806,49 @@ mod tests {
             let error = refused(change);
             assert!(error.contains(field), "expected {field} in: {error}");
         }
+    }
+
+    #[test]
+    fn patterns_that_are_too_much_together_are_refused() {
+        // Each compiles to some megabytes, under the limit of one.
+        let patterns: Vec<String> = (0..3).map(|n| format!(r"n{n}\w{{90}}")).collect();
+        assert!(regex::Regex::new(&patterns[0]).is_ok());
+        let error = refused(|v| v["aggregation"] = json!({"exclude": patterns}));
+        assert!(error.starts_with("`exclude_vars`"), "{error}");
+    }
+
+    #[test]
+    fn a_spec_with_something_behind_it_is_refused() {
+        let text = format!("{} {{}}", job());
+        let error = JobSpec::parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("trailing"), "{error}");
+    }
+
+    #[test]
+    fn a_spec_always_fits_the_frame_that_starts_the_job() {
+        // With its defaults filled in it is longer than it was.
+        let with = |args: usize| {
+            let mut value = job();
+            value["trainer"]["args"] = json!(["x".repeat(args)]);
+            value.to_string()
+        };
+        let bare = with(0).len();
+        let error = JobSpec::parse(with(limits::JOB_SPEC - bare).as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("the limit is"), "{error}");
+        let mut args = limits::JOB_SPEC - bare;
+        let spec = loop {
+            match JobSpec::parse(with(args).as_bytes()) {
+                Ok(spec) => break spec,
+                Err(_) => args -= 64,
+            }
+        };
+        let start = crate::control::StartJob {
+            job: "x".repeat(limits::NAME_LENGTH),
+            spec: spec.to_json().into(),
+            seed: u64::MAX,
+            resume_round: Some(u32::MAX),
+        };
+        let body = Some(crate::control::to_site::Body::StartJob(start));
+        assert!(crate::frame::encode(&crate::control::ToSite { body }).is_ok());
     }
 }

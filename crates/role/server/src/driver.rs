@@ -1,6 +1,6 @@
 //! The loop that carries out what the workflow decides.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,16 @@ use firesteel_flow::{
 use firesteel_net::BoxStream;
 use firesteel_store::{KeptModels, ModelObject, ObjectId, Objects, RunDir, Snapshots, StoreError};
 use firesteel_wire::control::{
-    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, ToSite, Update,
+    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, Update,
     to_server, to_site,
 };
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
 use firesteel_wire::spec::JobSpec;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::fold::{self, Folding, Refolded};
-use crate::link::{self, Inbound, Reception};
+use crate::link::{self, Inbound, Link, Reception, Told};
 use crate::report::JobReport;
 use crate::watch::Watch;
 
@@ -32,6 +33,9 @@ const INBOX: usize = 1024;
 /// Status is told at most this often between rounds: with a thousand sites each
 /// telling costs a copy of a thousand states.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
+
+/// Sites that one sentence names before it only counts.
+const NAMED: usize = 8;
 
 /// What a job is driven with.
 pub struct JobParts {
@@ -102,18 +106,26 @@ pub struct Job {
     snapshots: Snapshots,
     sites: Vec<SiteName>,
     index: HashMap<SiteName, usize>,
-    outgoing: Vec<Option<mpsc::Sender<ToSite>>>,
+    links: Vec<Option<Link>>,
+    /// Sites that are not here and that the workflow does not wait for.
+    given_up: HashSet<usize>,
     models: HashMap<ModelHandle, ModelObject>,
     saved: HashMap<ModelRole, KeptModel>,
     next_handle: u64,
     /// The initial model, whose dtypes trainers see while the server's copy is
     /// wider; none when it is not.
     narrow: Option<ModelObject>,
+    /// The wide model that was last handed out, and what trainers see of it.
+    narrowed: Option<(ModelHandle, ModelObject)>,
     /// The model of the open round, which updates are checked against.
     handed_out: Option<ModelObject>,
     clock_base: Time,
     clock_start: Instant,
     resumed: Option<Round>,
+    /// The last round that a snapshot was written of.
+    committed: Option<Round>,
+    /// Until when sites that were there before a restart may come back.
+    awaited_until: Option<Instant>,
     done: mpsc::Sender<Done>,
     status: watch::Sender<Option<Status>>,
     status_told: Instant,
@@ -147,7 +159,7 @@ impl Job {
         let outcome = job.ended.take().unwrap_or(Outcome::Aborted {
             reason: "the server stopped".to_owned(),
         });
-        Ok(JobReport::new(&job.parts, outcome, job.broken.take(), job.resumed))
+        Ok(JobReport::new(&job.parts, outcome, job.resumed))
     }
 
     fn prepare(
@@ -158,7 +170,9 @@ impl Job {
     ) -> Result<(Self, Event), JobError> {
         let kept = parts.run.kept_models(parts.spec.keep_models as usize)?;
         let snapshots = parts.run.snapshots()?;
-        let config = parts.spec.fedavg();
+        let mut config = parts.spec.fedavg();
+        config.round = config.round.or(parts.durations.round);
+        config.task = config.task.or(parts.durations.task);
         let sites = parts.spec.site_names();
         let mut models = HashMap::new();
         let mut saved = HashMap::new();
@@ -167,6 +181,9 @@ impl Job {
         let loaded = if resume { snapshots.load_latest()? } else { None };
         let (flow, first) = match loaded {
             Some(loaded) => {
+                for warning in &loaded.warnings {
+                    parts.watch.warn(warning);
+                }
                 let refused = |problem: String| JobError::Resume {
                     problem,
                     hint: "start the job anew with resume=False".to_owned(),
@@ -182,17 +199,26 @@ impl Job {
                     let path = match (model.role, model.made_in) {
                         (ModelRole::Initial, _) | (_, None) => kept.initial(),
                         (ModelRole::Latest, Some(round)) => kept.of_round(Round(round)),
-                        (ModelRole::Best, Some(_)) => kept.best().map(|(_, path)| path),
+                        // A process that died before its snapshot may have put a
+                        // newer one in the best one's place.
+                        (ModelRole::Best, Some(round)) => kept
+                            .best()
+                            .filter(|(made_in, _)| made_in.0 == round)
+                            .map(|(_, path)| path)
+                            .or_else(|| kept.of_round(Round(round))),
                     };
                     // A model that is gone is not offered to the workflow, which
                     // knows what to do without the best one.
-                    if let Some(path) = path {
-                        let object = parts
-                            .objects
-                            .import_kept(&path)
-                            .map_err(|error| refused(error.to_string()))?;
-                        models.insert(model.handle, object);
-                        saved.insert(model.role, model);
+                    let Some(path) = path else { continue };
+                    match parts.objects.import_kept(&path) {
+                        Ok(object) => {
+                            models.insert(model.handle, object);
+                            saved.insert(model.role, model);
+                        }
+                        Err(error) if model.role == ModelRole::Best => {
+                            parts.watch.warn(&format!("the best model cannot be read: {}", fold::sentence(&error)));
+                        }
+                        Err(error) => return Err(refused(fold::sentence(&error))),
                     }
                 }
                 let held = models.keys().copied().collect();
@@ -218,12 +244,19 @@ impl Job {
         let initial = saved.get(&ModelRole::Initial).map_or(ModelHandle(0), |kept: &KeptModel| kept.handle);
         let wide = parts.spec.aggregation.master_dtype.is_some();
         let narrow = if wide { models.get(&initial).cloned() } else { None };
+        if wide && narrow.is_none() {
+            return Err(JobError::Resume {
+                problem: "the initial model, whose dtypes the sites work in, is gone".to_owned(),
+                hint: "start the job anew with resume=False".to_owned(),
+            });
+        }
         // Handles of an earlier process are never given out again.
         let last = flow.models().into_iter().chain(models.keys().copied()).max();
         let job = Self {
             next_handle: last.map_or(1, |handle| handle.0 + (1 << 20)),
             index: sites.iter().cloned().zip(0..).collect(),
-            outgoing: vec![None; sites.len()],
+            links: sites.iter().map(|_| None).collect(),
+            given_up: HashSet::new(),
             sites,
             flow,
             kept,
@@ -231,10 +264,13 @@ impl Job {
             models,
             saved,
             narrow,
+            narrowed: None,
             handed_out: None,
             clock_base,
             clock_start: Instant::now(),
             resumed,
+            committed: resumed,
+            awaited_until: resumed.map(|_| Instant::now() + parts.durations.lease),
             done,
             status,
             status_told: Instant::now(),
@@ -268,16 +304,23 @@ impl Job {
         self.feed(first);
         let mut abort_open = true;
         let mut streams_open = true;
+        let mut connections = 0;
+        // Whatever is left of them ends with the job.
+        let mut serving = JoinSet::new();
+        let mut display = Instant::now() + self.parts.watch.interval();
         while self.ended.is_none() {
-            let wake = self.wakeup();
+            let wake = self.wakeup(display);
             tokio::select! {
                 stream = streams.recv(), if streams_open => match stream {
                     Some(stream) => {
-                        tokio::spawn(link::serve(stream, Arc::clone(&reception), inbox.clone()));
+                        connections += 1;
+                        serving.spawn(link::serve(connections, stream, Arc::clone(&reception), inbox.clone()));
                     }
                     None => streams_open = false,
                 },
                 Some(said) = inbound.recv() => self.on_inbound(said),
+                // What it had to say last is in the inbox before it ends.
+                Some(_) = serving.join_next() => {}
                 Some(done) = finished.recv() => self.on_done(done),
                 changed = abort.changed(), if abort_open => {
                     abort_open = changed.is_ok();
@@ -286,13 +329,39 @@ impl Job {
                         self.feed(Event::Abort { reason });
                     }
                 }
-                () = tokio::time::sleep_until(wake.into()) => {
-                    self.feed(Event::Tick);
-                    self.parts.watch.tick();
+                () = tokio::time::sleep_until(wake.into()) => self.feed(Event::Tick),
+            }
+            let now = Instant::now();
+            if now >= display {
+                display = now + self.parts.watch.interval();
+                self.feed(Event::Tick);
+                self.parts.watch.tick();
+                if self.awaited_until.take_if(|until| *until <= now).is_some() {
+                    self.give_up_absent(FailureCode::Disconnected, "did not come back within its lease");
+                }
+                // Nobody can dial any more, and nobody is about to join: who is
+                // not here will not come.
+                if !streams_open && inbound.is_empty() && serving.len() == self.connected() {
+                    self.give_up_absent(FailureCode::Internal, "is not connected, and cannot connect any more");
                 }
             }
         }
         self.farewell(&mut inbound).await;
+    }
+
+    fn connected(&self) -> usize {
+        self.links.iter().flatten().count()
+    }
+
+    /// Tells the workflow that it need not wait for sites that are not here.
+    fn give_up_absent(&mut self, code: FailureCode, why: &str) {
+        for site in 0..self.sites.len() {
+            if self.links.get(site).is_some_and(Option::is_none) && !self.given_up.contains(&site) {
+                self.given_up.insert(site);
+                let failure = Failure::new(code, Phase::Start, why);
+                self.feed(Event::SiteLeft { site: self.sites[site].clone(), failure });
+            }
+        }
     }
 
     /// Tells every site that it is over and waits until each has stopped.
@@ -304,32 +373,48 @@ impl Job {
         );
         let reason = outcome.map_or_else(String::new, |outcome| outcome.to_string());
         let reason = firesteel_wire::control::cut(&reason, 4096);
-        let mut here = 0usize;
-        for link in self.outgoing.iter_mut() {
-            if let Some(link) = link.take() {
-                let end = to_site::Body::EndJob(EndJob { reason: reason.clone(), abort: !over });
-                if link.try_send(ToSite { body: Some(end) }).is_ok() {
-                    here += 1;
-                }
+        let end = || to_site::Body::EndJob(EndJob { reason: reason.clone(), abort: !over });
+        let mut waited_for: BTreeMap<usize, u64> = BTreeMap::new();
+        for (site, link) in self.links.iter_mut().enumerate() {
+            if let Some(link) = link.take()
+                && link.tell(end()) == Told::Yes
+            {
+                waited_for.insert(site, link.connection);
             }
         }
         // A site has stop-grace to end its trainers; a little more to say so.
         let limit = self.parts.durations.stop_grace + self.parts.durations.drain;
         let waiting = async {
-            while here > 0 {
+            while !waited_for.is_empty() {
                 match inbound.recv().await {
-                    Some(Inbound::Left { .. }) => here -= 1,
-                    Some(Inbound::Said { site, body: to_server::Body::Metric(metric) }) => {
+                    Some(Inbound::Left { site, connection, .. }
+                    | Inbound::Said { site, connection, body: to_server::Body::Stopped(_) }) => {
+                        if waited_for.get(&site) == Some(&connection) {
+                            waited_for.remove(&site);
+                        }
+                    }
+                    Some(Inbound::Said { site, body: to_server::Body::Metric(metric), .. }) => {
                         self.parts.watch.metric(&self.sites[site], &metric.event);
                     }
-                    Some(_) => {}
+                    // It came just when the job ended.
+                    Some(Inbound::Joined { site, link }) => {
+                        if link.tell(end()) == Told::Yes {
+                            waited_for.insert(site, link.connection);
+                        }
+                    }
+                    Some(Inbound::Said { .. } | Inbound::Turned { .. }) => {}
                     None => break,
                 }
             }
         };
         if tokio::time::timeout(limit, waiting).await.is_err() {
+            let count = waited_for.len();
+            let names: Vec<&str> =
+                waited_for.keys().take(NAMED).map(|&site| self.sites[site].as_str()).collect();
+            let more = if count > NAMED { ", …" } else { "" };
             self.parts.watch.warn(&format!(
-                "{here} sites did not confirm the end of the job within {limit:?}"
+                "{count} sites did not confirm the end of the job within {limit:?}: {}{more}",
+                names.join(", "),
             ));
         }
     }
@@ -339,8 +424,7 @@ impl Job {
     }
 
     /// When the workflow wants to be woken, or the display does.
-    fn wakeup(&self) -> Instant {
-        let display = Instant::now() + self.parts.watch.interval();
+    fn wakeup(&self, display: Instant) -> Instant {
         match self.flow.next_wakeup() {
             None => display,
             Some(at) => display.min(self.clock_start + at.since(self.clock_base)),
@@ -376,19 +460,27 @@ impl Job {
 
     fn on_inbound(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::Joined { site, outgoing } => {
+            Inbound::Joined { site, link } => {
                 let name = self.sites[site].clone();
-                if self.outgoing[site].is_some() {
+                if let Some(old) = self.links[site].replace(link) {
+                    old.cut();
                     self.parts.watch.warn(&format!("{name} connected again; its new connection is used"));
                 }
-                self.outgoing[site] = Some(outgoing);
+                self.given_up.remove(&site);
                 self.parts.watch.joined(&name);
                 self.feed(Event::SiteJoined { site: name });
             }
-            Inbound::Said { site, body } => self.on_message(site, body),
-            Inbound::Left { site, why } => {
+            Inbound::Said { site, connection, body } => {
+                if self.is_current(site, connection) {
+                    self.on_message(site, body);
+                }
+            }
+            Inbound::Left { site, connection, why } => {
+                if !self.is_current(site, connection) {
+                    return;
+                }
                 let name = self.sites[site].clone();
-                self.outgoing[site] = None;
+                self.links[site] = None;
                 let message = match why {
                     Some(error) => format!("the connection was lost: {error}"),
                     None => "the site closed its connection".to_owned(),
@@ -398,6 +490,11 @@ impl Job {
             }
             Inbound::Turned { why } => self.parts.watch.warn(&format!("turned away: {why}")),
         }
+    }
+
+    /// Whether this is the connection of the site that is in use.
+    fn is_current(&self, site: usize, connection: u64) -> bool {
+        self.links[site].as_ref().is_some_and(|link| link.connection == connection)
     }
 
     fn on_message(&mut self, site: usize, body: to_server::Body) {
@@ -455,6 +552,12 @@ impl Job {
             let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
             return self.feed(Event::TaskFailed { key, failure });
         }
+        let inline = update.model.as_ref().and_then(|model| model.inline.as_ref()).map_or(0, Bytes::len);
+        if inline > limits::INLINE_OBJECT {
+            let message = format!("sent {inline} bytes of model in a message, the limit is {}", limits::INLINE_OBJECT);
+            let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
+            return self.feed(Event::TaskFailed { key, failure });
+        }
         let object = match self.take(update.model.as_ref()) {
             Ok(object) => object,
             Err(failure) => return self.feed(Event::TaskFailed { key, failure }),
@@ -464,11 +567,15 @@ impl Job {
         let options = fold::options(&self.parts.spec, kind, 1);
         match object {
             Some(object) if object.len() > limits::INLINE_OBJECT as u64 => {
-                let done = self.done.clone();
-                tokio::task::spawn_blocking(move || {
+                let failed = Done::Verified {
+                    key: key.clone(),
+                    update: Update::default(),
+                    object: None,
+                    result: Err(panicked(Phase::Verify, "an update was checked")),
+                };
+                self.beside(failed, move || {
                     let result = fold::verify(&object, base.as_ref(), &options);
-                    // The receiver is gone only when the job has ended.
-                    let _ = done.blocking_send(Done::Verified { key, update, object: Some(object), result });
+                    Done::Verified { key, update, object: Some(object), result }
                 });
             }
             object => {
@@ -478,6 +585,16 @@ impl Job {
                 self.on_done(Done::Verified { key, update, object, result });
             }
         }
+    }
+
+    /// Works on a thread of its own; `failed` is what is done if that panics.
+    fn beside(&self, failed: Done, work: impl FnOnce() -> Done + Send + 'static) {
+        let done = self.done.clone();
+        let working = tokio::task::spawn_blocking(work);
+        tokio::spawn(async move {
+            // The receiver is gone only when the job has ended.
+            let _ = done.send(working.await.unwrap_or(failed)).await;
+        });
     }
 
     fn take(&self, object: Option<&Object>) -> Result<Option<ModelObject>, Failure> {
@@ -546,6 +663,15 @@ impl Job {
     // ----- what the workflow asks -----------------------------------------
 
     fn perform(&mut self, action: Action) {
+        // What the workflow decided before it hears that the server is broken
+        // would be half applied.
+        let goes_on = matches!(
+            action,
+            Action::Assign(_) | Action::Fold(_) | Action::Save { .. } | Action::Commit(_)
+        );
+        if self.broken.is_some() && goes_on {
+            return;
+        }
         match action {
             Action::Assign(assignment) => self.assign(assignment),
             Action::Cancel { key, reason } => {
@@ -558,18 +684,18 @@ impl Job {
             Action::Fold(request) => {
                 let key = request.key;
                 self.parts.watch.folding(key.round);
-                let folding = Folding::new(&self.parts, &self.models, request);
-                let done = self.done.clone();
-                match folding {
+                match Folding::new(&self.parts, &self.models, request) {
                     // Small sums take less time than handing them to a thread.
                     Ok(folding) if folding.is_small() => {
                         let result = Box::new(folding.run());
                         self.on_done(Done::Folded { key, result });
                     }
                     Ok(folding) => {
-                        tokio::task::spawn_blocking(move || {
+                        let failure = panicked(Phase::Aggregate, "the updates were summed");
+                        let failed = Done::Folded { key, result: Box::new(Err((failure, Vec::new()))) };
+                        self.beside(failed, move || {
                             let result = Box::new(folding.run());
-                            let _ = done.blocking_send(Done::Folded { key, result });
+                            Done::Folded { key, result }
                         });
                     }
                     Err(failure) => self.feed(Event::FoldFailed { key, failure, blame: Vec::new() }),
@@ -586,21 +712,49 @@ impl Job {
             Action::Commit(record) => self.commit(&record),
             Action::Dismiss { site, failure } => self.parts.watch.dismissed(&site, &failure),
             Action::Warn(warning) => self.parts.watch.flow_warning(&warning),
-            Action::Finish(outcome) => {
-                self.parts.watch.finished(&outcome);
-                self.ended = Some(outcome);
-            }
+            Action::Finish(outcome) => self.finish(outcome),
         }
     }
 
-    fn assign(&mut self, assignment: Assignment) {
-        let object = assignment.model.and_then(|handle| self.models.get(&handle).cloned());
-        let object = match (object, &self.narrow) {
-            (Some(object), Some(like)) => match fold::narrowed(&self.parts.objects, &object, like) {
-                Ok(narrow) => Some(narrow),
-                Err(failure) => return self.break_down(failure),
+    fn finish(&mut self, outcome: Outcome) {
+        // What broke the server is the cause, not the abort that it led to.
+        let outcome = match &self.broken {
+            None => outcome,
+            Some(failure) => Outcome::Failed {
+                cause: failure.message.clone(),
+                hint: failure.hint.clone(),
+                round: None,
+                failures: Vec::new(),
             },
-            (object, _) => object,
+        };
+        self.parts.watch.finished(&outcome);
+        self.ended = Some(outcome);
+    }
+
+    /// The model as trainers see it: made once, for sites may join one by one and
+    /// fetch it late.
+    fn handed_out(&mut self, handle: ModelHandle) -> Result<Option<ModelObject>, Failure> {
+        let Some(object) = self.models.get(&handle).cloned() else {
+            return Ok(None);
+        };
+        let Some(like) = &self.narrow else {
+            return Ok(Some(object));
+        };
+        if let Some((known, narrowed)) = &self.narrowed
+            && *known == handle
+        {
+            return Ok(Some(narrowed.clone()));
+        }
+        let narrowed = fold::narrowed(&self.parts.objects, &object, like)?;
+        self.narrowed = Some((handle, narrowed.clone()));
+        Ok(Some(narrowed))
+    }
+
+    fn assign(&mut self, assignment: Assignment) {
+        let object = assignment.model.map_or(Ok(None), |handle| self.handed_out(handle));
+        let object = match object {
+            Ok(object) => object,
+            Err(failure) => return self.break_down(failure),
         };
         self.handed_out = object.clone();
         if let Some(key) = assignment.keys.first() {
@@ -636,13 +790,17 @@ impl Job {
         let Some(&index) = self.index.get(site) else {
             return;
         };
-        let Some(link) = &self.outgoing[index] else {
+        let Some(link) = &self.links[index] else {
             return;
         };
-        if link.try_send(ToSite { body: Some(body) }).is_err() {
-            // Its reader ends with the sender, and says so as `Left`.
-            self.outgoing[index] = None;
-            self.parts.watch.warn(&format!("{site} does not read its messages; its connection is closed"));
+        if link.tell(body) == Told::Unread
+            && let Some(link) = self.links[index].take()
+        {
+            link.cut();
+            let why = "the site did not read its messages; its connection was closed";
+            self.parts.watch.warn(&format!("{site}: {why}"));
+            let failure = Failure::new(FailureCode::Disconnected, Phase::Train, why);
+            self.feed(Event::SiteLeft { site: site.clone(), failure });
         }
     }
 
@@ -671,9 +829,12 @@ impl Job {
 
     fn commit(&mut self, record: &RoundRecord) {
         self.parts.watch.round(record);
-        if record.result.is_none() {
+        // A round without a model ends the job: that is kept with the round
+        // before it, from where the job can be resumed.
+        let made = record.result.map(|_| record.round);
+        let Some(round) = made.or(self.committed) else {
             return;
-        }
+        };
         let snapshot = JobSnapshot {
             clock: self.now(),
             seed: self.parts.seed,
@@ -682,12 +843,15 @@ impl Job {
         };
         let written = self
             .snapshots
-            .save(record.round, &snapshot.encode())
+            .save(round, &snapshot.encode())
             .and_then(|()| self.kept.prune());
         if let Err(error) = written {
             return self.store_failed(&error);
         }
-        let round = record.round.0;
+        self.committed = Some(round);
+        let Some(Round(round)) = made else {
+            return;
+        };
         for index in 0..self.sites.len() {
             let site = self.sites[index].clone();
             self.tell(&site, to_site::Body::RoundCommitted(RoundCommitted { round }));
@@ -710,4 +874,10 @@ impl Job {
             self.feed(Event::Abort { reason });
         }
     }
+}
+
+/// A panic of our own, as the failure that it is for the job.
+fn panicked(phase: Phase, when: &str) -> Failure {
+    Failure::new(FailureCode::Internal, phase, format!("the server panicked while {when}"))
+        .with_hint("this is a bug, please report it")
 }

@@ -18,7 +18,7 @@ pub struct JobReport {
     pub outcome: Outcome,
     /// The round after which it was resumed.
     pub resumed_after: Option<Round>,
-    /// Every failure of a site that was met, oldest first, the newest of each site only.
+    /// The newest failure of each site that had one, oldest first.
     pub failures: Vec<SiteFailureReport>,
 }
 
@@ -37,19 +37,8 @@ impl JobReport {
     pub(crate) fn new(
         parts: &JobParts,
         outcome: Outcome,
-        broken: Option<Failure>,
         resumed_after: Option<Round>,
     ) -> Self {
-        // What broke the server is the cause, not the abort that it led to.
-        let outcome = match broken {
-            None => outcome,
-            Some(failure) => Outcome::Failed {
-                cause: failure.message.clone(),
-                hint: failure.hint,
-                round: None,
-                failures: Vec::new(),
-            },
-        };
         let failures = parts.watch.failures();
         Self {
             job: parts.id.as_str().to_owned(),

@@ -94,7 +94,7 @@ impl Watch {
         }
     }
 
-    /// Every failure met so far, oldest first.
+    /// The newest failure of each site, oldest first.
     pub(crate) fn failures(&self) -> Vec<SiteFailureReport> {
         self.failures.clone()
     }
@@ -187,14 +187,19 @@ impl Watch {
 
     fn failed(&mut self, site: &SiteName, round: Option<Round>, failure: &Failure) {
         let name = site.as_str();
-        let known = self.failures.iter().any(|one| one.site == name && &one.failure == failure);
-        if !known {
-            self.failures.push(SiteFailureReport {
-                site: name.to_owned(),
-                round,
-                failure: failure.clone(),
-            });
+        if let Some(at) = self.failures.iter().position(|one| one.site == name) {
+            // One and the same is told by several: as it happens, with the
+            // round's record, with the outcome. The first knows the round.
+            if self.failures.get(at).is_some_and(|one| &one.failure == failure) {
+                return;
+            }
+            self.failures.remove(at);
         }
+        self.failures.push(SiteFailureReport {
+            site: name.to_owned(),
+            round,
+            failure: failure.clone(),
+        });
     }
 
     pub(crate) fn round(&mut self, record: &RoundRecord) {
@@ -273,7 +278,8 @@ impl Watch {
         let time = Duration::try_from_secs_f64(time)
             .ok()
             .filter(|since| !since.is_zero())
-            .map_or_else(SystemTime::now, |since| SystemTime::UNIX_EPOCH + since);
+            .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
+            .unwrap_or_else(SystemTime::now);
         match event.get("value") {
             Some(Value::Number(number)) => {
                 let value = number.as_f64().unwrap_or(f64::NAN);
@@ -367,7 +373,10 @@ impl Watch {
                 self.logger.error(cause);
                 (RunStatus::Failed, format!("failed: {cause}"))
             }
-            Outcome::Aborted { reason } => (RunStatus::Aborted, format!("aborted: {reason}")),
+            Outcome::Aborted { reason } => {
+                self.logger.warning(&format!("the job was aborted: {reason}"));
+                (RunStatus::Aborted, format!("aborted: {reason}"))
+            }
         };
         self.flush();
         let (final_round, final_metrics) = split(self.last.take());
