@@ -79,9 +79,9 @@ def main():
   logs      {folder / "log.txt"}
 
 What to run next:
-  python {here / "job.py"} --alpha 0.1      # sites that know fewer digits
-  python {here / "job.py"} --rounds 50      # more rounds
-  less {here / "client.py"}                 # the four lines that make a script federated"""
+  make demo ARGS="--alpha 0.1"      # sites that know fewer digits
+  make demo ARGS="--rounds 50"      # more rounds
+  less {here / "client.py"}      # the four lines that make a script federated"""
     )
 
 

@@ -30,7 +30,12 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+_signal: Any = importlib.import_module("_signal")
+# `signal.signal` turns what it is given and what it answers into enumerations.
+set_signal: Callable[[int, Any], Any] = _signal.signal
+DEFAULT: int = _signal.SIG_DFL
 
 PROTOCOL = 1
 
@@ -43,6 +48,9 @@ SOURCE_CACHE = 64
 
 FRAME = 1024 * 1024
 """Bytes of one frame, as in the Rust side's `limits::FRAME`."""
+
+REHEARSALS = 10
+"""Python 3.11 and later quicken code after it has run a few times."""
 
 F_SETSIG = 10
 """Linux's `fcntl` to choose the signal of `O_ASYNC`; the `fcntl` module lacks it."""
@@ -63,6 +71,11 @@ def main() -> None:
 
     started = time.monotonic()
     failed = import_ahead(preload)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    # A crash in native code leaves the Python lines it came from in the log.
+    faulthandler.enable(2)
     rehearse()
     # The objects that exist now are never garbage in a trainer. Frozen, they are
     # not touched by its collections, and their pages stay shared.
@@ -115,13 +128,48 @@ def try_import(name: str) -> str | None:
 
 
 def rehearse() -> None:
-    """Do once, without effect, what every trainer does: what is made when it is
-    first needed is then made here, and shared."""
+    """Do, without effect, what every trainer does at its start.
+
+    Caches, quickened code and lazy imports then exist once, in pages that are
+    shared, and are not made anew by each trainer.
+    """
     try:
-        importlib.import_module("firesteel.client._rehearsal").rehearse()
-    except Exception as error:  # the trainers' starts then take longer, no more
+        play = importlib.import_module("firesteel.client._rehearsal").play
+        for _ in range(REHEARSALS):
+            play()
+            rehearse_start()
+    except Exception as error:  # trainers then start more slowly, no more
         print(f"the rehearsal failed: {type(error).__name__}: {error}", file=sys.stderr)
-    seed_generators("")
+
+
+def rehearse_start() -> None:
+    """The steps from the fork to the script, as far as they can be taken back."""
+    kept = sys.argv, sys.path[:], sys.modules["__main__"]
+    name = "FIRESTEEL_REHEARSAL"
+    request = {"cwd": os.getcwd(), "env": {name: ""}, "args": [""]}
+    reading, writing = os.pipe()
+    own = reopen(reading)
+    if own >= 0:
+        hold_on_to(own)
+        os.close(own)
+    os.close(reading)
+    os.close(writing)
+    try:
+        settle(request, "rehearsal", "", seeds_of(""))
+        execute(compile("", "rehearsal", "exec"), "rehearsal")
+    finally:
+        os.environ.pop(name, None)
+        sys.argv, sys.path[:], sys.modules["__main__"] = kept
+
+
+class Source(NamedTuple):
+    """A script that trainers run."""
+
+    stamp: tuple[int, int]
+    folder: str
+    """Where it lies, without symbolic links."""
+    code: types.CodeType | None
+    """None when it does not compile: the trainer tries again and says why."""
 
 
 class Server:
@@ -132,8 +180,9 @@ class Server:
         self.lifeline = lifeline
         self.buffer = bytearray()
         self.descriptors: list[int] = []
-        self.sources: dict[str, tuple[tuple[int, int], types.CodeType | None]] = {}
+        self.sources: dict[str, Source] = {}
         self.wakeup, self.waker = os.pipe()
+        self.top = highest_descriptor()
         os.set_blocking(self.wakeup, False)
         os.set_blocking(self.waker, False)
         signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
@@ -191,7 +240,7 @@ class Server:
         """Fork one trainer; return, in the trainer, what it is to do."""
         script = os.path.join(request["cwd"], request["script"])
         try:
-            code = self.compile(script)
+            source = self.compile(script)
         except OSError as error:
             self.report(
                 kind="failed",
@@ -201,6 +250,7 @@ class Server:
                 hint="paths are taken relative to the folder where the job is started",
             )
             return None
+        seeds = seeds_of(request["seed"])
         try:
             pid = os.fork()
         except OSError as error:
@@ -217,28 +267,28 @@ class Server:
             return None
         signal.set_wakeup_fd(-1)
         self.connection.detach()
-        lifeline = self.lifeline
-        return lambda: become_trainer(request, script, code, (stdout, stderr), lifeline)
+        home = Home((stdout, stderr), self.lifeline, max(self.top, stdout, stderr))
+        return lambda: become_trainer(request, script, source, seeds, home)
 
-    def compile(self, script: str) -> types.CodeType | None:
-        """The script's code, from the cache when the file has not changed.
+    def compile(self, script: str) -> Source:
+        """The script, from the cache when the file has not changed.
 
-        None when it does not compile: the trainer tries again and says why.
         Compiling runs none of it.
         """
         found = os.stat(script)
         stamp = (found.st_mtime_ns, found.st_size)
         cached = self.sources.get(script)
-        if cached is not None and cached[0] == stamp:
-            return cached[1]
+        if cached is not None and cached.stamp == stamp:
+            return cached
         try:
             code = compile_script(script)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             code = None
         if len(self.sources) >= SOURCE_CACHE:
             self.sources.clear()
-        self.sources[script] = (stamp, code)
-        return code
+        source = Source(stamp, os.path.dirname(os.path.realpath(script)), code)
+        self.sources[script] = source
+        return source
 
     def reap(self) -> None:
         """Report every trainer that has ended."""
@@ -296,40 +346,45 @@ def compile_script(script: str) -> types.CodeType:
 # From here on: the trainer.
 
 
+class Home(NamedTuple):
+    """What a trainer finds open when it is forked."""
+
+    output: tuple[int, int]
+    lifeline: int
+    top: int
+    """The highest descriptor."""
+
+
 def become_trainer(
-    request: dict[str, Any],
-    script: str,
-    code: types.CodeType | None,
-    output: tuple[int, int],
-    lifeline: int,
+    request: dict[str, Any], script: str, source: Source, seeds: Seeds | None, home: Home
 ) -> NoReturn:
     """Turn this fork of the warm parent into a trainer, and run its script."""
     status = 1
     try:
-        leave_home(output, lifeline)
-        settle(request, script)
-        status = run_script(script, code)
+        leave_home(home)
+        settle(request, script, source.folder, seeds)
+        status = run_script(script, source.code)
     except BaseException:  # nothing may come back from a trainer
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 
 
-def leave_home(output: tuple[int, int], lifeline: int) -> None:
+def leave_home(home: Home) -> None:
     """Give up everything that belongs to the warm parent."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    own = reopen(lifeline) if lifeline >= 0 else -1
-    os.dup2(output[0], 1)
-    os.dup2(output[1], 2)
+    set_signal(signal.SIGCHLD, DEFAULT)
+    set_signal(signal.SIGINT, signal.default_int_handler)
+    own = reopen(home.lifeline) if home.lifeline >= 0 else -1
+    os.dup2(home.output[0], 1)
+    os.dup2(home.output[1], 2)
     first_foreign = 3
     if own >= 0:
         if own != 3:
             os.dup2(own, 3, inheritable=False)
         hold_on_to(3)
         first_foreign = 4
-    close_from(first_foreign)
+    os.closerange(first_foreign, max(home.top, own) + 1)
 
 
 def reopen(lifeline: int) -> int:
@@ -362,22 +417,15 @@ def hold_on_to(lifeline: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def close_from(first: int) -> None:
-    """Close every descriptor from `first` on."""
+def highest_descriptor() -> int:
+    """The highest descriptor that is open."""
     try:
-        names = os.listdir("/proc/self/fd")
+        return max(map(int, os.listdir("/proc/self/fd")))
     except OSError:
-        os.closerange(first, min(os.sysconf("SC_OPEN_MAX"), 65536))
-        return
-    for descriptor in map(int, names):
-        if descriptor >= first:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # the listing's own
+        return min(os.sysconf("SC_OPEN_MAX"), 65536) - 1
 
 
-def settle(request: dict[str, Any], script: str) -> None:
+def settle(request: dict[str, Any], script: str, folder: str, seeds: Seeds | None) -> None:
     """Arrange this process as a fresh interpreter would find itself."""
     os.chdir(request["cwd"])
     env: dict[str, str] = request["env"]
@@ -386,54 +434,73 @@ def settle(request: dict[str, Any], script: str) -> None:
         time.tzset()
     sys.argv = [script, *request["args"]]
     extra = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:0] = [os.path.dirname(os.path.realpath(script)), *extra]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
-    # A crash in native code leaves the Python lines it came from in the log.
-    faulthandler.enable(2)
-    seed_generators(request["seed"])
-    process = sys.modules.get("multiprocessing.process")
+    sys.path[:0] = [folder, *extra]
+    seed_all(seeds)
+    process: Any = sys.modules.get("multiprocessing.process")
     if process is not None:
         # Taken when the module was imported, in the warm parent.
         process.ORIGINAL_DIR = request["cwd"]
         process.current_process().authkey = os.urandom(32)
 
 
-def seed_generators(seed: str | None) -> None:
-    """Seed Python's, NumPy's and torch's global generators, those that are loaded.
+class Seeds(NamedTuple):
+    """What the generators are seeded with."""
 
-    `seed` is any text, say `"{job seed}/{site}/{round}"`: equal texts give equal
-    numbers, on every machine. None seeds from the operating system.
-    """
+    python: int
+    numpy: int
+    torch: int
+
+
+def seeds_of(text: str | None) -> Seeds | None:
+    """Seeds from any text, say `"{job seed}/{site}/{round}"`: equal texts give
+    equal numbers, on every machine."""
+    if text is None:
+        return None
+    # Of hashlib's own, not OpenSSL's, which would look for itself in every process.
+    digest = hashlib.blake2b(text.encode(), digest_size=24).digest()
+    python, numpy, torch = struct.unpack("<QIxxxxQ", digest)
+    return Seeds(python, numpy, torch >> 1)
+
+
+def seed_generators(text: str | None) -> None:
+    """Seed the global generators from a text; None seeds from the operating system."""
+    seed_all(seeds_of(text))
+
+
+def seed_all(seeds: Seeds | None) -> None:
+    """Seed Python's, NumPy's and torch's global generators, those that are loaded."""
     numpy_random: Any = sys.modules.get("numpy.random")
     torch: Any = sys.modules.get("torch")
-    if seed is None:
+    if seeds is None:
         random.seed()
         if numpy_random is not None:
             numpy_random.seed()
         if torch is not None:
             torch.seed()
         return
-    digest = hashlib.sha256(seed.encode()).digest()
-    random.seed(int.from_bytes(digest[:8], "little"))
+    random.seed(seeds.python)
     if numpy_random is not None:
-        numpy_random.seed(int.from_bytes(digest[8:12], "little"))
+        numpy_random.seed(seeds.numpy)
     if torch is not None:
-        torch.manual_seed(int.from_bytes(digest[16:24], "little") >> 1)
+        torch.manual_seed(seeds.torch)
 
 
-def run_script(script: str, code: types.CodeType | None) -> int:
-    """Run the script as `__main__`; return the exit code of the process."""
+def execute(code: types.CodeType | None, script: str) -> None:
+    """Run code as `__main__`."""
     module = types.ModuleType("__main__")
     module.__file__ = script
     module.__builtins__ = builtins  # type: ignore[attr-defined]
     module.__loader__ = importlib.machinery.SourceFileLoader("__main__", script)
     module.__dict__["__cached__"] = None
     sys.modules["__main__"] = module
+    exec(compile_script(script) if code is None else code, module.__dict__)
+
+
+def run_script(script: str, code: types.CodeType | None) -> int:
+    """Run the script as `__main__`; return the exit code of the process."""
     status = 0
     try:
-        exec(compile_script(script) if code is None else code, module.__dict__)
+        execute(code, script)
     except SystemExit as stop:
         status = exit_code(stop)
     except KeyboardInterrupt as error:
@@ -484,7 +551,7 @@ def leave() -> int | None:
     status = None
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
-        atexit._run_exitfuncs()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
     except SystemExit as stop:
         status = exit_code(stop)
     except BaseException:

@@ -1,8 +1,9 @@
 """The trivial job, for FLARE's recipe and simulator.
 
-With `--poll` the three intervals that a round of it waits for are lowered: the
-client's between two requests for a task, the server's answer to them, and the
-controller's between two looks at its tasks.
+With `--poll` every interval that a round of it waits for and that a job can set
+is lowered: the client's between two requests for a task, the server's answer to
+them, and the controller's between two looks at its tasks. The waits of half a
+second in its simulator's worker and in its in-process client are constants.
 """
 
 import argparse

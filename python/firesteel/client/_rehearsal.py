@@ -23,9 +23,6 @@ from firesteel.client._model import FLModel
 if TYPE_CHECKING:
     from firesteel._native import Bridge
 
-# Python 3.11 and later quicken code after it has run a few times.
-_TIMES = 10
-
 
 class _Prompter:
     """Stands in for the connection; what it says is what an agent might."""
@@ -53,15 +50,14 @@ class _Prompter:
     def close(self) -> None: ...
 
 
-def rehearse() -> None:
+def play() -> None:
     """Runs the client API on a dummy; leaves nothing behind that a script could see."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:
-        for _ in range(_TIMES):
-            _play_a_round()
-            if "argparse" in sys.modules:
-                _parse_arguments()
+        _play_a_round()
+        if "argparse" in sys.modules:
+            _parse_arguments()
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

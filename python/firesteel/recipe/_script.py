@@ -23,21 +23,24 @@ _FILES = 50
 
 
 def find(field: str, script: Any) -> str:
-    """The script's absolute path: from the working directory, or beside `job.py`.
+    """The script's absolute path: beside `job.py`, or from the working directory.
+
+    A job and its script lie in one folder, and the job may be started from
+    another, which may hold a script of the same name.
 
     Raises:
         SpecError: when there is no such file; it names the places.
     """
     given = os.fspath(script) if isinstance(script, os.PathLike) else script
     path = _fields.text(field, given, expected="the path of the training script")
-    first = os.path.abspath(path)
-    if os.path.isfile(first):
-        return first
     beside = _beside_main(path)
     if beside is not None and os.path.isfile(beside):
         return beside
+    first = os.path.abspath(path)
+    if os.path.isfile(first):
+        return first
     what = "is a folder" if os.path.isdir(first) else "does not exist"
-    hint = "paths are relative to the working directory, then to the folder of the running script"
+    hint = "paths are relative to the folder of the running script, then to the working directory"
     near = _near(first)
     raise SpecError(
         f"`{field}`: the training script {first} {what}",

@@ -8,6 +8,8 @@
 //! trainer's. The messages are `firesteel_wire::bridge`, the specification is
 //! `docs/specs/bridge.md`.
 
+#![deny(clippy::indexing_slicing)]
+
 mod attach;
 mod client;
 mod connection;

@@ -8,6 +8,8 @@
 //! supervisor process itself; the warm parent is `python/firesteel/_warm.py`. What
 //! they say to each other is specified in `docs/specs/supervise.md`.
 
+#![deny(clippy::indexing_slicing)]
+
 mod agent;
 mod supervise;
 mod trainer;

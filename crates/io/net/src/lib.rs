@@ -9,6 +9,7 @@
 //! Start at [`split`].
 
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 use std::io;
 

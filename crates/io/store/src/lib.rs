@@ -9,7 +9,8 @@
 //! [`Objects`]; what outlives the run is in [`KeptModels`].
 //! The layout is described in `docs/guides/runs.md`.
 
-#![deny(unsafe_code, clippy::indexing_slicing)]
+#![deny(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 mod civil;
 mod disk;

@@ -10,6 +10,7 @@
 //! `docs/specs/wire.md`.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 pub mod frame;
 

@@ -715,7 +715,8 @@ mod tests {
 
     #[test]
     fn every_refusal_names_its_field() {
-        let cases: Vec<(&str, Box<dyn FnOnce(&mut Value)>)> = vec![
+        type Change = Box<dyn FnOnce(&mut Value)>;
+        let cases: Vec<(&str, Change)> = vec![
             ("`version`", Box::new(|v| v["version"] = json!(2))),
             ("`name`", Box::new(|v| v["name"] = json!("../x"))),
             ("`sites`", Box::new(|v| v["sites"] = json!([]))),

@@ -70,6 +70,9 @@ pub enum AgentError {
     /// The server said no.
     #[error("the server refused this site: {0}")]
     Refused(String),
+    /// The server has no use for this site: the job ended first.
+    #[error("the server closed the connection before it gave the job")]
+    Closed,
     /// The server did not keep to the protocol.
     #[error("the server sent {0}")]
     Protocol(&'static str),
@@ -92,6 +95,8 @@ pub struct Agent {
     /// The last result, held until its round is committed.
     offered: Option<(Round, ModelObject)>,
     ending: Option<Ending>,
+    /// Why no trainer can attach itself.
+    unattachable: Option<Failure>,
     script: String,
     forced: u32,
 }
@@ -100,6 +105,9 @@ pub struct Agent {
 struct Task {
     key: TaskKey,
     assign: Assign,
+    /// Its model, when it is none of the message's: held from here on, for it may
+    /// wait longer for a worker than the server keeps it.
+    model: Option<ModelObject>,
     state: TaskState,
     delivered: Option<Instant>,
 }
@@ -134,9 +142,12 @@ impl Agent {
             slot: None,
             offered: None,
             ending: None,
+            unattachable: None,
             forced: 0,
         };
         agent.roll_back();
+        // What an earlier process left there.
+        agent.clear_outbox();
         let result = agent.serve(&mut reader).await;
         // Whatever happened, the trainer goes before the agent does.
         if let Some(trainer) = &mut agent.trainer {
@@ -148,10 +159,11 @@ impl Agent {
     async fn serve(&mut self, reader: &mut Reader) -> Result<(), AgentError> {
         if let Launch::Attached(path) = &self.parts.launch {
             let path = path.clone();
-            self.expect_attached(&path).await?;
+            self.expect_attached(&path);
         }
         let mut listening = true;
         loop {
+            self.deliver().await?;
             if self.ending.is_some() && self.trainer.is_none() {
                 let stopped = to_server::Body::Stopped(Stopped { forced: self.forced });
                 self.say(stopped).await?;
@@ -226,11 +238,15 @@ impl Agent {
         if self.task.is_some() {
             self.drop_task("a newer task has come").await;
         }
+        let stored = assign.model.as_ref().filter(|model| model.inline.is_none());
+        let model = stored.and_then(|model| self.parts.objects.get(ObjectId(model.id)));
         // Acknowledged before its model has been looked at.
         self.say(to_server::Body::TaskAccepted(Key::from(&key))).await?;
-        self.task = Some(Task { key, assign, state: TaskState::Queued, delivered: None });
-        self.progress(TaskState::Queued).await?;
-        self.deliver().await
+        self.task = Some(Task { key, assign, model, state: TaskState::Queued, delivered: None });
+        if let Some(failure) = self.unattachable.clone() {
+            return self.fail(failure).await;
+        }
+        self.progress(TaskState::Queued).await
     }
 
     /// Gives up the task in hand. A trainer that works on it cannot be asked to
@@ -267,7 +283,7 @@ impl Agent {
             if let Some(trainer) = &mut self.trainer {
                 trainer.stop(grace).await;
             }
-        } else {
+        } else if trainer.exit.is_none() {
             self.dismiss().await;
             if let Some(trainer) = &mut self.trainer {
                 trainer.limit = Some(Instant::now() + grace);
@@ -282,13 +298,13 @@ impl Agent {
         let Launch::Supervised(supervisor) = self.parts.launch.clone() else {
             return Ok(());
         };
+        // Whatever goes wrong, the worker is given back.
+        let slot = self.slot.take();
         let Some(task) = &self.task else {
-            self.slot = None;
             return Ok(());
         };
         let round = task.key.round;
         if let Err(failure) = check_script(Path::new(&self.script)) {
-            self.slot = None;
             return self.fail(failure).await;
         }
         let expected = match self.parts.listener.expect() {
@@ -302,7 +318,6 @@ impl Agent {
             let message = format!("could not create `{}`: {error}", self.parts.outbox.display());
             return self.fail(Failure::new(FailureCode::DiskFull, Phase::Start, message)).await;
         }
-        let slot = self.slot.take();
         let spec = self.trainer_spec(round, expected.token(), slot.as_ref().and_then(Slot::gpus));
         match supervisor.spawn(spec).await {
             Ok(process) => {
@@ -348,7 +363,7 @@ impl Agent {
         }
     }
 
-    async fn expect_attached(&mut self, path: &Path) -> Result<(), AgentError> {
+    fn expect_attached(&mut self, path: &Path) {
         let failed = |problem: String| {
             Failure::new(FailureCode::SpawnFailed, Phase::Start, problem)
         };
@@ -376,12 +391,9 @@ impl Agent {
                     "waiting for a trainer to attach itself with {}",
                     path.display()
                 ));
-                Ok(())
             }
-            Err(failure) => {
-                self.parts.logger.error(&failure.to_string());
-                Err(AgentError::Protocol("nothing, for no trainer can attach itself"))
-            }
+            // Its tasks fail with that: the server is to know why.
+            Err(failure) => self.unattachable = Some(failure),
         }
     }
 
@@ -427,7 +439,7 @@ impl Agent {
                 if let Some(trainer) = &mut self.trainer {
                     trainer.asks = true;
                 }
-                self.deliver().await
+                Ok(())
             }
             TrainerMessage::Result(result) => self.on_result(result).await,
             TrainerMessage::Log(log) => {
@@ -443,11 +455,15 @@ impl Agent {
                 self.say(to_server::Body::Metric(Metric { event: metric.json })).await
             }
             TrainerMessage::Failed(failed) => {
+                let grace = self.parts.durations.stop_grace;
                 if let Some(trainer) = &mut self.trainer {
                     trainer.crash = Some(failed);
                     // A person's process need not end with its script.
                     if trainer.process.is_none() {
                         trainer.hang_up();
+                    } else {
+                        // Ours does, unless a thread of it goes on.
+                        trainer.limit.get_or_insert(Instant::now() + grace);
                     }
                 }
                 Ok(())
@@ -496,8 +512,9 @@ impl Agent {
                 Ok(())
             }
             TrainerEvent::SpawnFailed(failure) => {
-                self.trainer = None;
-                self.fail(failure).await
+                // One that was being stopped was started for an earlier task.
+                let stopping = self.trainer.take().is_some_and(|trainer| trainer.stopping);
+                if stopping { Ok(()) } else { self.fail(failure).await }
             }
             _ => Ok(()),
         }
@@ -519,14 +536,18 @@ impl Agent {
             // Between two tasks, or after the last: worth knowing, no task's fault.
             let failure = judge(Stage::Connected, trainer.crash.as_ref(), trainer.exit.as_ref());
             let told = told(&failure);
-            self.parts.logger.warning(&format!("the training script ended badly after its result was taken: {told}"));
+            let when = if trainer.served == 0 { "without a task" } else { "after its result was taken" };
+            self.parts.logger.warning(&format!("the training script ended badly {when}: {told}"));
+        }
+        if !attached && (unhappy || waits || trainer.stopping) {
+            self.clear_outbox();
         }
         drop(trainer);
         if attached && self.ending.is_none()
             && let Launch::Attached(path) = &self.parts.launch
         {
             let path = path.clone();
-            self.expect_attached(&path).await?;
+            self.expect_attached(&path);
         }
         Ok(())
     }
@@ -553,9 +574,15 @@ impl Agent {
             .with_hint("the training script must call flare.init(); if its imports take longer, raise SimEnv(durations={\"trainer_start\": …})");
             return self.fail(failure).await;
         }
+        if working && let Some(crash) = trainer.crash.clone() {
+            // It said so, and its process did not end.
+            trainer.stop(Duration::ZERO).await;
+            return self.fail(judge(Stage::Working, Some(&crash), None)).await;
+        }
         if trainer.is_connected() || !working {
             self.forced += 1;
-            let why = format!("the training script was still running {} s after it had no more to do; it was ended", grace.as_secs_f64());
+            let had = if self.task.is_some() { "closed its connection" } else { "had no more to do" };
+            let why = format!("the training script was still running {} s after it {had}; it was ended", grace.as_secs_f64());
             self.parts.logger.warning(&why);
             if let Some(trainer) = &mut self.trainer {
                 trainer.stop(Duration::ZERO).await;
@@ -581,25 +608,34 @@ impl Agent {
     /// Hands the task to the trainer when both are there.
     async fn deliver(&mut self) -> Result<(), AgentError> {
         let per_task = self.parts.per_task || !self.spec.trainer.launch_once;
+        let grace = self.parts.durations.stop_grace;
         let Some(trainer) = &mut self.trainer else {
             return Ok(());
         };
+        if trainer.has_left() && self.task.is_some() {
+            // It may come back, or end; else it makes room for another.
+            trainer.limit = Some(Instant::now() + grace);
+        }
         if !trainer.asks || trainer.stopping || trainer.dismissed {
             return Ok(());
         }
-        let spent = per_task && trainer.served > 0 && trainer.process.is_some();
+        // One that has no task, since it was given up meanwhile, must not keep a
+        // worker from others.
+        let idle = trainer.served > 0 || self.task.is_none();
+        let spent = per_task && idle && trainer.process.is_some();
         if self.ending.is_some() || spent {
             self.dismiss().await;
-            let grace = self.parts.durations.stop_grace;
             if let Some(trainer) = &mut self.trainer {
                 trainer.limit = Some(Instant::now() + grace);
             }
             return Ok(());
         }
-        let Some(task) = self.task.as_mut().filter(|task| task.delivered.is_none()) else {
+        // A trainer that lost its connection and came back is given its task again.
+        let held = trainer.holds;
+        let Some(task) = self.task.as_mut().filter(|task| task.delivered.is_none() || !held) else {
             return Ok(());
         };
-        let model = match source(&self.parts.objects, task.assign.model.as_ref()) {
+        let model = match source(task.model.as_ref(), task.assign.model.as_ref()) {
             Ok(model) => model,
             Err(failure) => return self.fail(failure).await,
         };
@@ -614,6 +650,7 @@ impl Agent {
         };
         task.delivered = Some(Instant::now());
         trainer.asks = false;
+        trainer.holds = true;
         let limit = self.parts.durations.connect;
         let sent = match &mut trainer.sender {
             Some(sender) => tokio::time::timeout(limit, sender.send_task(work)).await,
@@ -651,6 +688,10 @@ impl Agent {
         });
         if !matches {
             // Its task was given up meanwhile; the script goes on with the next.
+            if let Some(task_result::Model::File(name)) = &result.model {
+                // Taken, so that the file goes.
+                let _ = self.adopt(name);
+            }
             if let Some(trainer) = &mut self.trainer {
                 trainer.served += 1;
                 if let Some(sender) = &mut trainer.sender {
@@ -663,18 +704,23 @@ impl Agent {
         self.progress(TaskState::Sending).await?;
         let update = match self.update_of(result) {
             Ok(update) => update,
-            Err(failure) => {
-                if let Some(trainer) = &mut self.trainer {
-                    trainer.served += 1;
-                    if let Some(sender) = &mut trainer.sender {
-                        let _ = sender.refuse(&failure).await;
-                    }
-                }
-                return self.fail(failure).await;
-            }
+            Err(failure) => return self.refuse(failure).await,
         };
-        self.task = None;
-        self.say(to_server::Body::Update(update)).await?;
+        let key = update.key.clone();
+        match self.say(to_server::Body::Update(update)).await {
+            // Metrics and meta that fit the trainer's message need not fit ours.
+            Err(AgentError::Link(LinkError::Frame(error))) => {
+                let failure = Failure::new(
+                    FailureCode::Malformed,
+                    Phase::Send,
+                    format!("the result's metrics and meta do not fit a message: {error}"),
+                )
+                .with_hint("send fewer metrics, or shorter names");
+                return self.refuse(failure).await;
+            }
+            said => said?,
+        }
+        self.task.take_if(|task| key == Some(Key::from(&task.key)));
         if let Some(trainer) = &mut self.trainer {
             trainer.served += 1;
             if let Some(sender) = &mut trainer.sender
@@ -684,6 +730,23 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Tells the trainer that its result is of no use, and fails the task.
+    async fn refuse(&mut self, failure: Failure) -> Result<(), AgentError> {
+        if let Some(trainer) = &mut self.trainer {
+            trainer.served += 1;
+            if let Some(sender) = &mut trainer.sender {
+                let _ = sender.refuse(&failure).await;
+            }
+        }
+        self.fail(failure).await
+    }
+
+    /// Takes a file out of the outbox.
+    fn adopt(&self, name: &str) -> Result<ModelObject, firesteel_store::ObjectError> {
+        let outbox = Outbox::create(&self.parts.outbox)?;
+        self.parts.objects.adopt(&outbox, name)
     }
 
     fn update_of(&mut self, result: TaskResult) -> Result<Update, Failure> {
@@ -698,17 +761,28 @@ impl Agent {
             );
             return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
         }
+        if !matches!(&*result.params_type, "" | "FULL" | "DIFF") {
+            let kind: String = result.params_type.chars().take(32).collect();
+            let message = format!("the result's params_type is {kind:?}, expected \"FULL\" or \"DIFF\"");
+            return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
+        }
         let model = match result.model {
             None => None,
+            Some(task_result::Model::Inline(bytes)) if bytes.len() > limits::INLINE_OBJECT => {
+                let message = format!(
+                    "the result has {} bytes of model in its message, the limit is {}",
+                    bytes.len(), limits::INLINE_OBJECT
+                );
+                return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
+            }
             Some(task_result::Model::Inline(bytes)) => Some(Object {
                 length: bytes.len() as u64,
                 inline: Some(bytes),
                 id: 0,
             }),
             Some(task_result::Model::File(name)) => {
-                let object = Outbox::create(&self.parts.outbox)
-                    .map_err(firesteel_store::ObjectError::from)
-                    .and_then(|outbox| self.parts.objects.adopt(&outbox, &name))
+                let object = self
+                    .adopt(&name)
                     .map_err(|error| {
                         let mut failure = Failure::new(
                             FailureCode::Malformed,
@@ -781,6 +855,17 @@ impl Agent {
         }
     }
 
+    /// Removes results that nobody will ask for.
+    fn clear_outbox(&self) {
+        if !self.parts.outbox.exists() {
+            return;
+        }
+        let cleared = Outbox::create(&self.parts.outbox).and_then(|outbox| outbox.clear());
+        if let Err(error) = cleared {
+            self.parts.logger.warning(&sentence(&error));
+        }
+    }
+
     /// The state that the next task starts from.
     fn state_file(&self) -> Option<PathBuf> {
         if !self.parts.state_dir.exists() {
@@ -844,7 +929,7 @@ async fn greet(
             Some(to_site::Body::StartJob(start)) => return Ok(start),
             Some(to_site::Body::Refused(refused)) => return Err(AgentError::Refused(refused.reason)),
             Some(_) => return Err(AgentError::Protocol("work before the job")),
-            None => return Err(AgentError::Protocol("nothing and closed the connection")),
+            None => return Err(AgentError::Closed),
         }
     }
 }
@@ -863,8 +948,9 @@ async fn until(limit: Option<Instant>) {
     }
 }
 
-/// The model of a task, for the trainer.
-fn source(objects: &Objects, object: Option<&Object>) -> Result<ModelSource, Failure> {
+/// The model of a task, for the trainer; `held` is the one that is no part of the
+/// message.
+fn source(held: Option<&ModelObject>, object: Option<&Object>) -> Result<ModelSource, Failure> {
     let Some(object) = object else {
         return Ok(ModelSource::None);
     };
@@ -874,9 +960,7 @@ fn source(objects: &Objects, object: Option<&Object>) -> Result<ModelSource, Fai
     let failed = |problem: String| {
         Failure::new(FailureCode::Internal, Phase::Train, format!("the task's model cannot be handed out: {problem}"))
     };
-    let model = objects
-        .get(ObjectId(object.id))
-        .ok_or_else(|| failed("it is gone".to_owned()))?;
+    let model = held.ok_or_else(|| failed("it is gone".to_owned()))?;
     match model.open_shared() {
         Ok(Some(descriptor)) => Ok(ModelSource::File { file: descriptor.into(), length: model.len() }),
         Ok(None) => Ok(ModelSource::Inline(Bytes::copy_from_slice(model.bytes()))),

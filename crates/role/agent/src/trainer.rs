@@ -34,6 +34,8 @@ pub(crate) struct Trainer {
     pub(crate) met: bool,
     /// It waits for a task.
     pub(crate) asks: bool,
+    /// The task in hand was given to its present connection.
+    pub(crate) holds: bool,
     /// Tasks it has answered.
     pub(crate) served: u32,
     /// It was told that no further task comes.
@@ -64,6 +66,7 @@ impl Trainer {
             sender: None,
             met: false,
             asks: false,
+            holds: false,
             served: 0,
             dismissed: false,
             stopping: false,
@@ -111,6 +114,7 @@ impl Trainer {
         let (receiver, sender) = connection.split();
         self.receiver = Some(receiver);
         self.sender = Some(sender);
+        self.holds = false;
         self.met = true;
     }
 
@@ -128,6 +132,12 @@ impl Trainer {
     /// Whether nothing more will come from it.
     pub(crate) fn is_gone(&self) -> bool {
         !self.is_connected() && (self.exit.is_some() || (self.process.is_none() && self.met))
+    }
+
+    /// Whether its process goes on without a connection, and nobody has seen to it.
+    pub(crate) fn has_left(&self) -> bool {
+        let lives = self.process.is_some() && self.exit.is_none();
+        lives && self.met && !self.is_connected() && !self.stopping && self.limit.is_none()
     }
 
     /// How far it was, with a task in hand or without.

@@ -93,6 +93,7 @@ impl Hint for JobError {
 }
 
 /// What comes back from work that was done beside the loop.
+#[expect(clippy::large_enum_variant, reason = "the large one is by far the more frequent")]
 enum Done {
     Verified { key: TaskKey, update: Update, object: Option<ModelObject>, result: Result<(), Failure> },
     Folded { key: FoldKey, result: Box<Refolded> },

@@ -125,6 +125,7 @@ impl Folding {
     }
 
     /// Sums.
+    #[expect(clippy::result_large_err, reason = "once per round")]
     pub(crate) fn run(self) -> Refolded {
         let contributions: Vec<Contribution<'_>> = self
             .inputs

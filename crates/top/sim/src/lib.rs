@@ -107,10 +107,7 @@ impl Simulation {
     /// How it ended, once; `None` while it runs, and after it was taken.
     pub fn result(&self) -> Option<Result<SimOutcome, SimError>> {
         let mut state = self.shared.lock();
-        if state.over && state.result.is_none() {
-            return Some(Err(SimError::Panicked));
-        }
-        state.result.take()
+        if state.over { state.result.take() } else { None }
     }
 }
 
@@ -120,10 +117,10 @@ pub struct Waiter(Arc<Shared>);
 impl Waiter {
     /// Waits until it has ended, at most for `limit`; whether it has.
     pub fn wait(&self, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
+        let started = Instant::now();
         let mut state = self.0.lock();
         while !state.over {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = limit.saturating_sub(started.elapsed());
             if left.is_zero() {
                 return false;
             }
@@ -149,7 +146,10 @@ struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.lock().over = true;
+        let mut state = self.0.lock();
+        state.over = true;
+        state.result.get_or_insert(Err(SimError::Panicked));
+        drop(state);
         self.0.ended.notify_all();
     }
 }

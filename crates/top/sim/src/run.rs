@@ -115,6 +115,10 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         field: "console",
         problem: format!("is {:?}, expected auto, plain or off", options.console),
     })?;
+    if let Some(site) = options.debug.as_ref().filter(|site| !spec.sites.contains(site)) {
+        let problem = format!("names `{site}`, which is not a site of this job");
+        return Err(SimError::Option { field: "debug", problem });
+    }
     check_disk(&options, &spec)?;
     let workspace = options.workspace.as_deref().unwrap_or(&options.root);
     let run = Arc::new(open_run(&options, &spec)?);
@@ -134,6 +138,12 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         options.num_workers,
         run.path().display()
     ));
+    let (mut spec, mut durations) = (spec, durations);
+    if options.debug.is_some() {
+        // Nobody waits for a person who looks at a variable.
+        (spec.policy.round_s, spec.policy.task_s, spec.policy.grace_s) = (None, None, None);
+        (durations.round, durations.task) = (None, None);
+    }
     let result = federate(Scene { spec, options, run, id, logger: logger.clone(), console: console.clone(), durations }, abort, status).await;
     if let Err(error) = &result {
         logger.error(&error.to_string());
@@ -204,7 +214,15 @@ async fn federate(
             durations,
             site,
         };
-        agents.spawn(Agent::run(parts, near));
+        let (name, log) = (parts.site.clone(), logger.clone());
+        agents.spawn(async move {
+            match Agent::run(parts, near).await {
+                Ok(()) => {}
+                // The job ended before it was this site's turn.
+                Err(error @ AgentError::Closed) => log.debug(&format!("{name}: {error}")),
+                Err(error) => log.for_site(&name).error(&format!("the agent of {name} ended early: {}", sentence(&error))),
+            }
+        });
         ends.push(far);
     }
     // The channel is narrow; the server takes streams as it drives the job.
@@ -231,14 +249,12 @@ async fn federate(
 
 /// Waits until every agent has ended; those that do not are left behind, and
 /// their trainers end with the supervisor.
-async fn drain(agents: &mut JoinSet<Result<(), AgentError>>, logger: &Logger, durations: Durations) {
+async fn drain(agents: &mut JoinSet<()>, logger: &Logger, durations: Durations) {
     let limit = durations.stop_grace + durations.drain;
     let waiting = async {
         while let Some(ended) = agents.join_next().await {
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => logger.warning(&format!("an agent ended early: {error}")),
-                Err(error) => logger.error(&format!("an agent broke: {error}; this is a bug, please report it")),
+            if let Err(error) = ended {
+                logger.error(&format!("an agent broke: {error}; this is a bug, please report it"));
             }
         }
     };
@@ -348,6 +364,18 @@ fn kept_models(options: &SimOptions, spec: &JobSpec) -> Vec<u64> {
         }
     }
     files.into_values().collect()
+}
+
+/// The error and its sources as one sentence.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
 }
 
 fn cores() -> usize {

@@ -1,5 +1,7 @@
 //! Model files built in memory, and the plain scalar fold that the product's is
 //! compared with.
+
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::HashMap;
