@@ -536,19 +536,18 @@ def test_memory_is_given_back_every_so_many_rounds(
 
 
 @pytest.mark.parametrize("module", ["firesteel", "firesteel.client", "firesteel.recipe"])
-def test_importing_costs_little_over_numpy(module: str) -> None:
+def test_importing_loads_little_beside_numpy(module: str) -> None:
+    # What an import costs in time is a figure of `make bench`; what it loads decides it.
     code = (
-        # CPU time: how long others keep the machine busy is not the import's cost.
-        "import sys, time, numpy; n = set(sys.modules); t = time.process_time(); "
-        f"import {module}; print(time.process_time() - t); "
-        "print(*sorted(set(sys.modules) - n))"
+        "import sys, numpy; n = set(sys.modules); "
+        f"import {module}; print(*sorted(set(sys.modules) - n))"
     )
-    best = 1.0
-    for _ in range(5):
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert out.returncode == 0, out.stderr
-        seconds, modules = out.stdout.splitlines()
-        best = min(best, float(seconds))
-    assert best < 0.05, modules
-    heavy = {"asyncio", "torch", "sklearn", "tensorflow", "scipy", "pandas"}
-    assert not heavy & set(modules.split())
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    loaded = set(out.stdout.split())
+    ours = {name for name in loaded if name.split(".")[0] == "firesteel"}
+    # The standard library's own, most of which NumPy has loaded already.
+    assert len(loaded - ours) <= 30, sorted(loaded - ours)
+    heavy = {"asyncio", "dataclasses", "inspect", "multiprocessing", "subprocess", "tempfile"}
+    foreign = {"torch", "sklearn", "tensorflow", "scipy", "pandas"}
+    assert not (heavy | foreign) & loaded
