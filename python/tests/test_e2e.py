@@ -367,6 +367,13 @@ def test_debug_runs_one_site_here(
     assert run.model()["w"].tolist() == [3, 3, 3]
 
 
+def test_a_breakpoint_is_skipped_where_nobody_can_answer(federate: Any) -> None:
+    script = PLAIN.replace("    flare.send", "    breakpoint()\n    flare.send")
+    run = federate(script, num_rounds=2)
+    assert run.get_status() == "completed"
+    assert "breakpoint() at client.py:6 is skipped here" in log_of(run)
+
+
 def test_an_exception_in_the_foreground_is_its_sites_failure(federate: Any) -> None:
     with pytest.raises(JobFailed) as caught:
         federate(AT_SITE_2.format(line="raise KeyError('gone')"), env={"debug": "site-2"})

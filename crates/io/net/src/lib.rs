@@ -75,7 +75,7 @@ impl Reader {
             if let Some(message) = frame::decode(&mut self.buffer, name)? {
                 // A buffer that once held a large message is not kept for the
                 // small ones: with a thousand idle peers it would add up.
-                if self.buffer.is_empty() && self.buffer.capacity() > 16 * 1024 {
+                if self.buffer.is_empty() && self.buffer.capacity() > 2 * 1024 {
                     self.buffer = BytesMut::new();
                 }
                 return Ok(Some(message));

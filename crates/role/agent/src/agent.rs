@@ -16,8 +16,9 @@ use firesteel_wire::control::{
     Assign, FailureMessage, Hello, Key, Metric, Object, StartJob, Stopped, TaskFailed,
     TaskProgress, TaskState, ToServer, ToSite, Update, to_server, to_site,
 };
-use firesteel_wire::spec::{JobSpec, Mode};
+use firesteel_wire::spec::Mode;
 
+use crate::shared::SharedSpec;
 use crate::slots::{Slot, Slots};
 use crate::trainer::{Happened, Trainer};
 use crate::verdict::{Stage, judge};
@@ -86,7 +87,7 @@ pub struct Agent {
     parts: AgentParts,
     writer: Writer,
     job: String,
-    spec: JobSpec,
+    spec: SharedSpec,
     seed: u64,
     resume_round: Option<Round>,
     task: Option<Task>,
@@ -126,7 +127,7 @@ impl Agent {
     pub async fn run(parts: AgentParts, stream: BoxStream) -> Result<(), AgentError> {
         let (mut reader, mut writer) = split(stream);
         let start = greet(&parts, &mut reader, &mut writer).await?;
-        let spec = JobSpec::parse(&start.spec)?;
+        let spec = SharedSpec::parse(&start.spec)?;
         let script = welcome::script(&spec, &parts.site);
         let logger = parts.logger.for_job(&start.job).for_site(&parts.site);
         let mut agent = Self {
@@ -163,6 +164,9 @@ impl Agent {
         }
         let mut listening = true;
         loop {
+            // A trainer that logs without end must not keep the thread from its
+            // timers and from the other sites of a simulation.
+            tokio::task::coop::consume_budget().await;
             self.deliver().await?;
             if self.ending.is_some() && self.trainer.is_none() {
                 let stopped = to_server::Body::Stopped(Stopped { forced: self.forced });
@@ -284,10 +288,7 @@ impl Agent {
                 trainer.stop(grace).await;
             }
         } else if trainer.exit.is_none() {
-            self.dismiss().await;
-            if let Some(trainer) = &mut self.trainer {
-                trainer.limit = Some(Instant::now() + grace);
-            }
+            self.let_go().await;
         }
         Ok(())
     }
@@ -343,6 +344,11 @@ impl Agent {
         let socket = self.parts.listener.path().to_string_lossy().into_owned();
         env.insert("FIRESTEEL_BRIDGE".into(), socket);
         env.insert("FIRESTEEL_TOKEN".into(), token.to_owned());
+        // Nobody sits in front of a supervised trainer.
+        if std::env::var_os("PYTHONBREAKPOINT").is_none() {
+            env.entry("PYTHONBREAKPOINT".into())
+                .or_insert_with(|| "firesteel._breakpoint.skip".to_owned());
+        }
         let cwd = self.parts.cwd.clone();
         let args = welcome::args(&self.spec, &self.parts.site);
         match self.spec.trainer.mode {
@@ -436,8 +442,20 @@ impl Agent {
     async fn on_said(&mut self, said: TrainerMessage) -> Result<(), AgentError> {
         match said {
             TrainerMessage::Next => {
-                if let Some(trainer) = &mut self.trainer {
-                    trainer.asks = true;
+                let working = self.working();
+                let Some(trainer) = &mut self.trainer else {
+                    return Ok(());
+                };
+                trainer.asks = true;
+                if working && trainer.holds {
+                    // Both would wait for each other.
+                    let failure = Failure::new(
+                        FailureCode::Misuse,
+                        Phase::Train,
+                        "the training script asked for another task without a result for the one it had",
+                    )
+                    .with_hint("call flare.send() for every model that flare.receive() returns");
+                    return self.fail(failure).await;
                 }
                 Ok(())
             }
@@ -624,10 +642,7 @@ impl Agent {
         let idle = trainer.served > 0 || self.task.is_none();
         let spent = per_task && idle && trainer.process.is_some();
         if self.ending.is_some() || spent {
-            self.dismiss().await;
-            if let Some(trainer) = &mut self.trainer {
-                trainer.limit = Some(Instant::now() + grace);
-            }
+            self.let_go().await;
             return Ok(());
         }
         // A trainer that lost its connection and came back is given its task again.
@@ -637,7 +652,13 @@ impl Agent {
         };
         let model = match source(task.model.as_ref(), task.assign.model.as_ref()) {
             Ok(model) => model,
-            Err(failure) => return self.fail(failure).await,
+            Err(failure) => {
+                self.fail(failure).await?;
+                if per_task {
+                    self.let_go().await;
+                }
+                return Ok(());
+            }
         };
         let work = Work {
             name: task.assign.task.clone(),
@@ -661,6 +682,21 @@ impl Agent {
             Ok(Err(error)) => self.on_hung(Some(error)).await,
             // It asked and does not read: as good as gone.
             Err(_) => self.on_hung(None).await,
+        }
+    }
+
+    /// Dismisses the trainer, which has nothing in hand, and gives it until
+    /// stop-grace to end.
+    async fn let_go(&mut self) {
+        self.dismiss().await;
+        let grace = self.parts.durations.stop_grace;
+        if let Some(trainer) = &mut self.trainer
+            && trainer.process.is_some()
+        {
+            trainer.limit = Some(Instant::now() + grace);
+            if let Some(slot) = &mut trainer.slot {
+                slot.leave();
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod shared;
 mod slots;
 mod trainer;
 mod verdict;

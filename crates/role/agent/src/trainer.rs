@@ -49,7 +49,7 @@ pub(crate) struct Trainer {
     /// Until when something has to happen, and what else will be done.
     pub(crate) limit: Option<Instant>,
     /// The worker it occupies.
-    _slot: Option<Slot>,
+    pub(crate) slot: Option<Slot>,
 }
 
 impl Trainer {
@@ -73,7 +73,7 @@ impl Trainer {
             crash: None,
             exit: None,
             limit: start.map(|start| Instant::now() + start),
-            _slot: slot,
+            slot,
         }
     }
 

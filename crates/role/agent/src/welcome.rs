@@ -7,6 +7,10 @@ use firesteel_base::SiteName;
 use firesteel_wire::spec::{JobSpec, Transfer};
 use serde_json::json;
 
+/// Sites that a trainer is told the names of; of more it knows the number. Every
+/// trainer reads this list when it starts.
+const NAMED_SITES: usize = 64;
+
 /// The facts beside the job spec.
 pub(crate) struct Facts<'a> {
     pub(crate) job: &'a str,
@@ -59,7 +63,7 @@ pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {
         "config": {
             "key_metric": spec.selection.key_metric,
             "min_clients": spec.min_clients,
-            "sites": spec.sites.iter().take(1024).collect::<Vec<_>>(),
+            "sites": spec.sites.iter().take(NAMED_SITES).collect::<Vec<_>>(),
         },
     })
     .to_string()

@@ -21,8 +21,9 @@ use tokio::task::JoinSet;
 
 use crate::outcome::SimOutcome;
 
-/// Bytes that may wait on a pipe in either direction.
-const PIPE: usize = 64 * 1024;
+/// Bytes that may wait on a pipe in either direction. What was once needed is kept,
+/// twice per site.
+const PIPE: usize = 4 * 1024;
 
 /// What a simulation is started with.
 pub(crate) struct Plan {
@@ -115,6 +116,11 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         field: "console",
         problem: format!("is {:?}, expected auto, plain or off", options.console),
     })?;
+    // A block that is redrawn would wipe a debugger's prompt away.
+    let style = match style {
+        ConsoleStyle::Auto if options.debug.is_some() => ConsoleStyle::Plain,
+        style => style,
+    };
     if let Some(site) = options.debug.as_ref().filter(|site| !spec.sites.contains(site)) {
         let problem = format!("names `{site}`, which is not a site of this job");
         return Err(SimError::Option { field: "debug", problem });
@@ -309,8 +315,10 @@ async fn start_supervisor(
 
 /// Makes the run's directory, or opens the one to go on with.
 fn open_run(options: &SimOptions, spec: &JobSpec) -> Result<RunDir, SimError> {
-    // Where the initial model came from says nothing about the job.
+    // Where the initial model came from says nothing about the job, and neither
+    // does what is loaded ahead.
     let mut kept = spec.clone();
+    kept.trainer.preload.clear();
     if kept.initial_model.is_some() {
         kept.initial_model = Some("models/initial.safetensors".to_owned());
     }

@@ -713,6 +713,11 @@ fn signal_tree(leader: u32, signal: i32) {
         .into_iter()
         .filter(|pid| process::stat(*pid).is_some_and(|stat| stat.group != leader))
         .collect();
+    // Between its fork and its `setsid` a trainer leads no group yet, and is
+    // reached by its own number only.
+    if process::stat(leader).is_some_and(|stat| stat.group != leader) {
+        process::signal(leader, signal);
+    }
     process::signal_group(leader, signal);
     for pid in outside {
         process::signal(pid, signal);
