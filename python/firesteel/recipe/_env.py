@@ -188,6 +188,11 @@ class SimEnv(ExecEnv):
             spec["trainer"]["command"][0] = sys.executable
         spec["site"] = self._site_settings(job, spec, sites)
         _check_scripts(spec)
+        if "PYTHONBREAKPOINT" not in os.environ:
+            # Nobody sits in front of a supervised trainer.
+            spec["trainer"].setdefault("env", {}).setdefault(
+                "PYTHONBREAKPOINT", "firesteel._breakpoint.skip"
+            )
         return spec
 
     def _site_settings(

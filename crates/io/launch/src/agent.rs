@@ -187,6 +187,7 @@ impl Supervisor {
         }
 
         let (ended, gone) = watch::channel(false);
+        let lines = switchboard.clone();
         let listening = Listening {
             switchboard: switchboard.clone(),
             notices: Box::new(notices),
@@ -195,6 +196,9 @@ impl Supervisor {
             listening.run(reading, buffer).await;
             bury(child).await;
             ended.send_replace(true);
+            // A trainer that was ordered between the two has no end yet; one that
+            // is ordered from here on is refused.
+            lines.lost();
         });
         Ok(Self(Arc::new(Inner {
             orders,

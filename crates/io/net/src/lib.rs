@@ -44,7 +44,13 @@ pub enum LinkError {
 /// The two directions of a stream.
 pub fn split(stream: BoxStream) -> (Reader, Writer) {
     let (read, write) = tokio::io::split(stream);
-    (Reader { stream: read, buffer: BytesMut::new() }, Writer { stream: write })
+    (
+        Reader {
+            stream: read,
+            buffer: BytesMut::new(),
+        },
+        Writer { stream: write },
+    )
 }
 
 /// An in-memory stream and its other end, each direction holding at most
@@ -82,7 +88,11 @@ impl Reader {
             }
             self.buffer.reserve(512);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(LinkError::Truncated) };
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(LinkError::Truncated)
+                };
             }
         }
     }
@@ -122,7 +132,9 @@ mod tests {
     use firesteel_wire::control::{RoundCommitted, ToSite, to_site};
 
     fn message(round: u32) -> ToSite {
-        ToSite { body: Some(to_site::Body::RoundCommitted(RoundCommitted { round })) }
+        ToSite {
+            body: Some(to_site::Body::RoundCommitted(RoundCommitted { round })),
+        }
     }
 
     #[tokio::test]
@@ -137,7 +149,10 @@ mod tests {
             writer.close().await.unwrap();
         });
         for round in 0..100 {
-            assert_eq!(reader.next::<ToSite>("ToSite").await.unwrap(), Some(message(round)));
+            assert_eq!(
+                reader.next::<ToSite>("ToSite").await.unwrap(),
+                Some(message(round))
+            );
         }
         assert_eq!(reader.next::<ToSite>("ToSite").await.unwrap(), None);
         sending.await.unwrap();

@@ -245,7 +245,11 @@ fn check_keys(
     }
     let keys = model.tensors().len();
     if known == 0 && keys > 0 {
-        let names: Vec<&str> = update.tensors().iter().map(|tensor| &*tensor.name).collect();
+        let names: Vec<&str> = update
+            .tensors()
+            .iter()
+            .map(|tensor| &*tensor.name)
+            .collect();
         let sent = crate::report::joined(&names, "`");
         problems.insert(0, VerifyProblem::NothingInCommon { keys, sent });
     }

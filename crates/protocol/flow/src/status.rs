@@ -136,15 +136,9 @@ impl fmt::Display for Status {
             JobStage::Created => return f.write_str("not started"),
             JobStage::Ended => return f.write_str("ended"),
             JobStage::Gathering => write!(f, "waiting to start: {have} of {need} sites are there")?,
-            JobStage::Folding => write!(
-                f,
-                "round {round} of {total}: summing {have} updates"
-            )?,
+            JobStage::Folding => write!(f, "round {round} of {total}: summing {have} updates")?,
             JobStage::Running => {
-                write!(
-                    f,
-                    "round {round} of {total}: {have} in, {need} needed"
-                )?;
+                write!(f, "round {round} of {total}: {have} in, {need} needed")?;
             }
         }
         let waited_for: Vec<_> = self.waited_for().collect();

@@ -82,7 +82,10 @@ impl DurationOptions {
             let good = |s: f64| s.is_finite() && s <= 1e9 && (s > 0.0 || (s == 0.0 && zero));
             if let Some(s) = given.filter(|&s| !good(s)) {
                 let field = format!("durations.{name}");
-                return Err(SpecError::new(field, format!("is {s} seconds, expected a positive number")));
+                return Err(SpecError::new(
+                    field,
+                    format!("is {s} seconds, expected a positive number"),
+                ));
             }
         }
         Ok(())
@@ -138,7 +141,10 @@ mod tests {
             let error = parse(&format!(r#"{{"trainer_start_s": {bad}}}"#)).unwrap_err();
             assert_eq!(error.field, "durations.trainer_start", "{bad}");
         }
-        let given = parse(r#"{"stop_grace_s": 0, "round_s": 7.5}"#).unwrap().durations.resolve();
+        let given = parse(r#"{"stop_grace_s": 0, "round_s": 7.5}"#)
+            .unwrap()
+            .durations
+            .resolve();
         assert!(given.stop_grace.is_zero());
         assert_eq!(given.round, Some(std::time::Duration::from_millis(7500)));
         assert_eq!(given.connect, Durations::default().connect);

@@ -107,7 +107,9 @@ impl JobSnapshot {
     pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let message = SnapshotMessage::decode(bytes)?;
         if message.version != VERSION {
-            return Err(SnapshotError::Version { found: message.version });
+            return Err(SnapshotError::Version {
+                found: message.version,
+            });
         }
         let models = message.models.into_iter().map(|model| {
             let role = ROLES.into_iter().find(|role| role.as_str() == model.role);
@@ -135,13 +137,24 @@ mod tests {
         let snapshot = JobSnapshot {
             clock: Time(7),
             seed: 9,
-            models: vec![KeptModel { handle: ModelHandle(3), role: ModelRole::Best, made_in: Some(2) }],
+            models: vec![KeptModel {
+                handle: ModelHandle(3),
+                role: ModelRole::Best,
+                made_in: Some(2),
+            }],
             workflow: vec![1, 2, 3],
         };
         let bytes = snapshot.encode();
         assert_eq!(JobSnapshot::decode(&bytes).unwrap(), snapshot);
-        let later = SnapshotMessage { version: 2, ..Default::default() }.encode_to_vec();
-        assert!(matches!(JobSnapshot::decode(&later), Err(SnapshotError::Version { found: 2 })));
+        let later = SnapshotMessage {
+            version: 2,
+            ..Default::default()
+        }
+        .encode_to_vec();
+        assert!(matches!(
+            JobSnapshot::decode(&later),
+            Err(SnapshotError::Version { found: 2 })
+        ));
         assert!(JobSnapshot::decode(&bytes[..3]).is_err());
     }
 }

@@ -378,7 +378,10 @@ impl JobSpec {
 
     /// The settings of the federated average that this job asks for.
     pub fn fedavg(&self) -> FedAvgConfig {
-        let Algorithm::Fedavg { num_rounds, start_round } = self.algorithm;
+        let Algorithm::Fedavg {
+            num_rounds,
+            start_round,
+        } = self.algorithm;
         let name = |text: &String| SiteName::new(text).expect("checked when the spec was parsed");
         let policy = &self.policy;
         let weights = self.aggregation.site_weights.iter();
@@ -403,7 +406,9 @@ impl JobSpec {
             },
             max_failures: policy.max_failures,
             returning: Returning::SameRound,
-            site_weights: weights.map(|(site, weight)| (name(site), *weight)).collect(),
+            site_weights: weights
+                .map(|(site, weight)| (name(site), *weight))
+                .collect(),
             params_type: Some(match self.trainer.transfer {
                 Transfer::Full => ParamsType::Full,
                 Transfer::Diff => ParamsType::Diff,
@@ -416,9 +421,11 @@ impl JobSpec {
                     Direction::Min => MetricMode::Min,
                 },
             }),
-            stop: self.stop.condition.as_ref().map(|condition| {
-                condition.parse().expect("checked when the spec was parsed")
-            }),
+            stop: self
+                .stop
+                .condition
+                .as_ref()
+                .map(|condition| condition.parse().expect("checked when the spec was parsed")),
             patience: self.stop.patience,
         }
     }
@@ -456,7 +463,10 @@ impl JobSpec {
             ));
         }
         let no_command = |field: String| {
-            SpecError::new(field, "is empty, expected what runs the script, \"python3 -u\" say")
+            SpecError::new(
+                field,
+                "is empty, expected what runs the script, \"python3 -u\" say",
+            )
         };
         if self.trainer.mode == Mode::External && self.trainer.command.is_empty() {
             return Err(no_command("command".to_owned()));
@@ -493,7 +503,11 @@ impl JobSpec {
         if let Some(condition) = &self.stop.condition {
             condition.parse::<StopCondition>().map_err(|error| {
                 let hint = error.hint();
-                SpecError { field: "stop_cond".into(), problem: error.to_string(), hint }
+                SpecError {
+                    field: "stop_cond".into(),
+                    problem: error.to_string(),
+                    hint,
+                }
             })?;
         }
         if self.initial_model.is_none() && self.trainer.transfer == Transfer::Diff {
@@ -661,7 +675,10 @@ fn check_length(bytes: usize) -> Result<(), SpecError> {
     if bytes <= limits::JOB_SPEC {
         return Ok(());
     }
-    let problem = format!("the spec has {bytes} bytes, the limit is {}", limits::JOB_SPEC);
+    let problem = format!(
+        "the spec has {bytes} bytes, the limit is {}",
+        limits::JOB_SPEC
+    );
     Err(SpecError::new("job", problem)
         .hint("put what differs from site to site into files, or use fewer sites"))
 }
@@ -674,7 +691,9 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Spe
         let field = if path == "." { "job".to_owned() } else { path };
         SpecError::new(field, error.into_inner().to_string())
     })?;
-    reader.end().map_err(|error| SpecError::new("job", error.to_string()))?;
+    reader
+        .end()
+        .map_err(|error| SpecError::new("job", error.to_string()))?;
     Ok(value)
 }
 

@@ -4,9 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use firesteel_base::{Durations, Failure, FailureCode, Hint, Phase, Round, SiteName, TaskKey, limits};
-use firesteel_bridge::{AttachProfile, BridgeListener, Connection, ModelSource, TrainerMessage, Work, write_profile};
-use firesteel_launch::{ExternalSpec, Supervisor, TrainerEvent, TrainerSpec, WarmSpec, check_script};
+use firesteel_base::{
+    Durations, Failure, FailureCode, Hint, Phase, Round, SiteName, TaskKey, limits,
+};
+use firesteel_bridge::{
+    AttachProfile, BridgeListener, Connection, ModelSource, TrainerMessage, Work, write_profile,
+};
+use firesteel_launch::{
+    ExternalSpec, Supervisor, TrainerEvent, TrainerSpec, WarmSpec, check_script,
+};
 use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
 use firesteel_observe::{Level, Logger};
 use firesteel_store::{ModelObject, ObjectId, Objects, Outbox, SiteState};
@@ -169,7 +175,9 @@ impl Agent {
             tokio::task::coop::consume_budget().await;
             self.deliver().await?;
             if self.ending.is_some() && self.trainer.is_none() {
-                let stopped = to_server::Body::Stopped(Stopped { forced: self.forced });
+                let stopped = to_server::Body::Stopped(Stopped {
+                    forced: self.forced,
+                });
                 self.say(stopped).await?;
                 self.writer.close().await?;
                 return Ok(());
@@ -212,16 +220,21 @@ impl Agent {
         match message.body {
             Some(to_site::Body::Assign(assign)) => self.on_assign(assign).await,
             Some(to_site::Body::Cancel(cancel)) => {
-                let ours = self.task.as_ref().is_some_and(|task| {
-                    cancel.key.as_ref() == Some(&Key::from(&task.key))
-                });
+                let ours = self
+                    .task
+                    .as_ref()
+                    .is_some_and(|task| cancel.key.as_ref() == Some(&Key::from(&task.key)));
                 if ours {
                     self.drop_task(&cancel.reason).await;
                 }
                 Ok(())
             }
             Some(to_site::Body::RoundCommitted(committed)) => {
-                if self.offered.as_ref().is_some_and(|(round, _)| round.0 <= committed.round) {
+                if self
+                    .offered
+                    .as_ref()
+                    .is_some_and(|(round, _)| round.0 <= committed.round)
+                {
                     self.offered = None;
                 }
                 Ok(())
@@ -245,8 +258,15 @@ impl Agent {
         let stored = assign.model.as_ref().filter(|model| model.inline.is_none());
         let model = stored.and_then(|model| self.parts.objects.get(ObjectId(model.id)));
         // Acknowledged before its model has been looked at.
-        self.say(to_server::Body::TaskAccepted(Key::from(&key))).await?;
-        self.task = Some(Task { key, assign, model, state: TaskState::Queued, delivered: None });
+        self.say(to_server::Body::TaskAccepted(Key::from(&key)))
+            .await?;
+        self.task = Some(Task {
+            key,
+            assign,
+            model,
+            state: TaskState::Queued,
+            delivered: None,
+        });
         if let Some(failure) = self.unattachable.clone() {
             return self.fail(failure).await;
         }
@@ -257,7 +277,10 @@ impl Agent {
     /// leave off: it is ended, and the next task starts another.
     async fn drop_task(&mut self, reason: &str) {
         let Some(task) = self.task.take() else { return };
-        self.parts.logger.for_round(task.key.round).info(&format!("task dropped: {reason}"));
+        self.parts
+            .logger
+            .for_round(task.key.round)
+            .info(&format!("task dropped: {reason}"));
         if task.delivered.is_some()
             && let Some(trainer) = &mut self.trainer
             && trainer.process.is_some()
@@ -268,7 +291,10 @@ impl Agent {
 
     async fn on_end(&mut self, reason: String, abort: bool) -> Result<(), AgentError> {
         let grace = self.parts.durations.stop_grace;
-        let working = self.task.take().is_some_and(|task| task.delivered.is_some());
+        let working = self
+            .task
+            .take()
+            .is_some_and(|task| task.delivered.is_some());
         self.slot = None;
         self.ending = Some(Ending { reason });
         let Some(trainer) = &mut self.trainer else {
@@ -311,13 +337,22 @@ impl Agent {
         let expected = match self.parts.listener.expect() {
             Ok(expected) => expected,
             Err(error) => {
-                let failure = Failure::new(FailureCode::Internal, Phase::Start, format!("no token could be made: {error}"));
+                let failure = Failure::new(
+                    FailureCode::Internal,
+                    Phase::Start,
+                    format!("no token could be made: {error}"),
+                );
                 return self.fail(failure).await;
             }
         };
         if let Err(error) = std::fs::create_dir_all(&self.parts.outbox) {
-            let message = format!("could not create `{}`: {error}", self.parts.outbox.display());
-            return self.fail(Failure::new(FailureCode::DiskFull, Phase::Start, message)).await;
+            let message = format!(
+                "could not create `{}`: {error}",
+                self.parts.outbox.display()
+            );
+            return self
+                .fail(Failure::new(FailureCode::DiskFull, Phase::Start, message))
+                .await;
         }
         let spec = self.trainer_spec(round, expected.token(), slot.as_ref().and_then(Slot::gpus));
         match supervisor.spawn(spec).await {
@@ -327,7 +362,8 @@ impl Agent {
                 self.progress(TaskState::Starting).await
             }
             Err(error) => {
-                let mut failure = Failure::new(FailureCode::SpawnFailed, Phase::Start, sentence(&error));
+                let mut failure =
+                    Failure::new(FailureCode::SpawnFailed, Phase::Start, sentence(&error));
                 failure.hint = error.hint().unwrap_or_default();
                 self.fail(failure).await
             }
@@ -344,20 +380,22 @@ impl Agent {
         let socket = self.parts.listener.path().to_string_lossy().into_owned();
         env.insert("FIRESTEEL_BRIDGE".into(), socket);
         env.insert("FIRESTEEL_TOKEN".into(), token.to_owned());
-        // Nobody sits in front of a supervised trainer.
-        if std::env::var_os("PYTHONBREAKPOINT").is_none() {
-            env.entry("PYTHONBREAKPOINT".into())
-                .or_insert_with(|| "firesteel._breakpoint.skip".to_owned());
-        }
         let cwd = self.parts.cwd.clone();
         let args = welcome::args(&self.spec, &self.parts.site);
         match self.spec.trainer.mode {
             Mode::External => {
-                let command = settings.command.unwrap_or_else(|| self.spec.trainer.command.clone());
+                let command = settings
+                    .command
+                    .unwrap_or_else(|| self.spec.trainer.command.clone());
                 let mut argv = command;
                 argv.push(self.script.clone());
                 argv.extend(args);
-                TrainerSpec::External(ExternalSpec { argv, cwd, env, terminal: None })
+                TrainerSpec::External(ExternalSpec {
+                    argv,
+                    cwd,
+                    env,
+                    terminal: None,
+                })
             }
             _ => TrainerSpec::Warm(WarmSpec {
                 script: PathBuf::from(&self.script),
@@ -370,9 +408,8 @@ impl Agent {
     }
 
     fn expect_attached(&mut self, path: &Path) {
-        let failed = |problem: String| {
-            Failure::new(FailureCode::SpawnFailed, Phase::Start, problem)
-        };
+        let failed =
+            |problem: String| Failure::new(FailureCode::SpawnFailed, Phase::Start, problem);
         let written = match self.parts.listener.expect() {
             Err(error) => Err(failed(format!("no token could be made: {error}"))),
             Ok(expected) => {
@@ -418,7 +455,9 @@ impl Agent {
 
     async fn on_connected(&mut self, mut connection: Connection) -> Result<(), AgentError> {
         if connection.copies() {
-            self.parts.logger.info("no descriptor can be passed to this trainer: models are copied through its socket");
+            self.parts.logger.info(
+                "no descriptor can be passed to this trainer: models are copied through its socket",
+            );
         }
         let state = self.state_file();
         let facts = Facts {
@@ -470,7 +509,8 @@ impl Agent {
                 Ok(())
             }
             TrainerMessage::Metric(metric) => {
-                self.say(to_server::Body::Metric(Metric { event: metric.json })).await
+                self.say(to_server::Body::Metric(Metric { event: metric.json }))
+                    .await
             }
             TrainerMessage::Failed(failed) => {
                 let grace = self.parts.durations.stop_grace;
@@ -491,9 +531,15 @@ impl Agent {
         }
     }
 
-    async fn on_hung(&mut self, error: Option<firesteel_bridge::ConnectionError>) -> Result<(), AgentError> {
+    async fn on_hung(
+        &mut self,
+        error: Option<firesteel_bridge::ConnectionError>,
+    ) -> Result<(), AgentError> {
         if let Some(error) = error {
-            self.parts.logger.debug(&format!("the trainer's connection ended: {}", sentence(&error)));
+            self.parts.logger.debug(&format!(
+                "the trainer's connection ended: {}",
+                sentence(&error)
+            ));
         }
         let grace = self.parts.durations.stop_grace;
         let working = self.working();
@@ -501,7 +547,11 @@ impl Agent {
             trainer.hang_up();
             // Its process usually ends at once; one that goes on without a
             // connection will never answer.
-            if trainer.process.is_some() && trainer.exit.is_none() && trainer.limit.is_none() && working {
+            if trainer.process.is_some()
+                && trainer.exit.is_none()
+                && trainer.limit.is_none()
+                && working
+            {
                 trainer.limit = Some(Instant::now() + grace);
             }
         }
@@ -511,7 +561,9 @@ impl Agent {
     async fn on_process(&mut self, event: TrainerEvent) -> Result<(), AgentError> {
         match event {
             TrainerEvent::Started { pid } => {
-                self.parts.logger.debug(&format!("trainer started as process {pid}"));
+                self.parts
+                    .logger
+                    .debug(&format!("trainer started as process {pid}"));
                 Ok(())
             }
             TrainerEvent::Output(lines) => {
@@ -532,7 +584,11 @@ impl Agent {
             TrainerEvent::SpawnFailed(failure) => {
                 // One that was being stopped was started for an earlier task.
                 let stopping = self.trainer.take().is_some_and(|trainer| trainer.stopping);
-                if stopping { Ok(()) } else { self.fail(failure).await }
+                if stopping {
+                    Ok(())
+                } else {
+                    self.fail(failure).await
+                }
             }
             _ => Ok(()),
         }
@@ -545,23 +601,39 @@ impl Agent {
             return Ok(());
         };
         let attached = trainer.process.is_none();
-        let unhappy = trainer.exit.as_ref().is_some_and(|exit| !exit.success()) || trainer.crash.is_some();
+        let unhappy =
+            trainer.exit.as_ref().is_some_and(|exit| !exit.success()) || trainer.crash.is_some();
         let waits = self.task.is_some() && (working || !trainer.met || trainer.served == 0);
         if waits && !trainer.stopping {
-            let failure = judge(trainer.stage(working), trainer.crash.as_ref(), trainer.exit.as_ref());
+            let failure = judge(
+                trainer.stage(working),
+                trainer.crash.as_ref(),
+                trainer.exit.as_ref(),
+            );
             self.fail(failure).await?;
         } else if unhappy && !trainer.stopping {
             // Between two tasks, or after the last: worth knowing, no task's fault.
-            let failure = judge(Stage::Connected, trainer.crash.as_ref(), trainer.exit.as_ref());
+            let failure = judge(
+                Stage::Connected,
+                trainer.crash.as_ref(),
+                trainer.exit.as_ref(),
+            );
             let told = told(&failure);
-            let when = if trainer.served == 0 { "without a task" } else { "after its result was taken" };
-            self.parts.logger.warning(&format!("the training script ended badly {when}: {told}"));
+            let when = if trainer.served == 0 {
+                "without a task"
+            } else {
+                "after its result was taken"
+            };
+            self.parts
+                .logger
+                .warning(&format!("the training script ended badly {when}: {told}"));
         }
         if !attached && (unhappy || waits || trainer.stopping) {
             self.clear_outbox();
         }
         drop(trainer);
-        if attached && self.ending.is_none()
+        if attached
+            && self.ending.is_none()
             && let Launch::Attached(path) = &self.parts.launch
         {
             let path = path.clone();
@@ -599,8 +671,15 @@ impl Agent {
         }
         if trainer.is_connected() || !working {
             self.forced += 1;
-            let had = if self.task.is_some() { "closed its connection" } else { "had no more to do" };
-            let why = format!("the training script was still running {} s after it {had}; it was ended", grace.as_secs_f64());
+            let had = if self.task.is_some() {
+                "closed its connection"
+            } else {
+                "had no more to do"
+            };
+            let why = format!(
+                "the training script was still running {} s after it {had}; it was ended",
+                grace.as_secs_f64()
+            );
             self.parts.logger.warning(&why);
             if let Some(trainer) = &mut self.trainer {
                 trainer.stop(Duration::ZERO).await;
@@ -618,7 +697,9 @@ impl Agent {
     }
 
     fn working(&self) -> bool {
-        self.task.as_ref().is_some_and(|task| task.delivered.is_some())
+        self.task
+            .as_ref()
+            .is_some_and(|task| task.delivered.is_some())
     }
 
     // ----- tasks ----------------------------------------------------------
@@ -647,7 +728,11 @@ impl Agent {
         }
         // A trainer that lost its connection and came back is given its task again.
         let held = trainer.holds;
-        let Some(task) = self.task.as_mut().filter(|task| task.delivered.is_none() || !held) else {
+        let Some(task) = self
+            .task
+            .as_mut()
+            .filter(|task| task.delivered.is_none() || !held)
+        else {
             return Ok(());
         };
         let model = match source(task.model.as_ref(), task.assign.model.as_ref()) {
@@ -702,7 +787,10 @@ impl Agent {
 
     /// Tells the trainer that no further task comes.
     async fn dismiss(&mut self) {
-        let reason = self.ending.as_ref().map_or("this trainer's task is done", |ending| &ending.reason);
+        let reason = self
+            .ending
+            .as_ref()
+            .map_or("this trainer's task is done", |ending| &ending.reason);
         let limit = self.parts.durations.connect;
         if let Some(trainer) = &mut self.trainer
             && !trainer.dismissed
@@ -734,7 +822,9 @@ impl Agent {
                     let _ = sender.accept().await;
                 }
             }
-            self.parts.logger.info("a result came for a task that is no longer wanted; it was dropped");
+            self.parts
+                .logger
+                .info("a result came for a task that is no longer wanted; it was dropped");
             return Ok(());
         }
         self.progress(TaskState::Sending).await?;
@@ -787,19 +877,27 @@ impl Agent {
 
     fn update_of(&mut self, result: TaskResult) -> Result<Update, Failure> {
         let Some(task) = &self.task else {
-            return Err(Failure::new(FailureCode::Internal, Phase::Send, "there is no task"));
+            return Err(Failure::new(
+                FailureCode::Internal,
+                Phase::Send,
+                "there is no task",
+            ));
         };
         let round = task.key.round;
         if result.metrics.len() > limits::METRICS || result.meta.len() > limits::META_BYTES {
             let message = format!(
                 "the result has {} metrics and {} bytes of meta, the limits are {} and {}",
-                result.metrics.len(), result.meta.len(), limits::METRICS, limits::META_BYTES
+                result.metrics.len(),
+                result.meta.len(),
+                limits::METRICS,
+                limits::META_BYTES
             );
             return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
         }
         if !matches!(&*result.params_type, "" | "FULL" | "DIFF") {
             let kind: String = result.params_type.chars().take(32).collect();
-            let message = format!("the result's params_type is {kind:?}, expected \"FULL\" or \"DIFF\"");
+            let message =
+                format!("the result's params_type is {kind:?}, expected \"FULL\" or \"DIFF\"");
             return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
         }
         let model = match result.model {
@@ -807,7 +905,8 @@ impl Agent {
             Some(task_result::Model::Inline(bytes)) if bytes.len() > limits::INLINE_OBJECT => {
                 let message = format!(
                     "the result has {} bytes of model in its message, the limit is {}",
-                    bytes.len(), limits::INLINE_OBJECT
+                    bytes.len(),
+                    limits::INLINE_OBJECT
                 );
                 return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
             }
@@ -817,17 +916,15 @@ impl Agent {
                 id: 0,
             }),
             Some(task_result::Model::File(name)) => {
-                let object = self
-                    .adopt(&name)
-                    .map_err(|error| {
-                        let mut failure = Failure::new(
-                            FailureCode::Malformed,
-                            Phase::Send,
-                            format!("the result's file cannot be taken: {}", sentence(&error)),
-                        );
-                        failure.hint = error.hint().unwrap_or_default();
-                        failure
-                    })?;
+                let object = self.adopt(&name).map_err(|error| {
+                    let mut failure = Failure::new(
+                        FailureCode::Malformed,
+                        Phase::Send,
+                        format!("the result's file cannot be taken: {}", sentence(&error)),
+                    );
+                    failure.hint = error.hint().unwrap_or_default();
+                    failure
+                })?;
                 let small = object.len() <= limits::INLINE_OBJECT as u64;
                 let reference = Object {
                     inline: small.then(|| Bytes::copy_from_slice(object.bytes())),
@@ -842,7 +939,9 @@ impl Agent {
             self.keep_state(&result.state_file, round)?;
         }
         let meta: serde_json::Value = serde_json::from_str(&result.meta).unwrap_or_default();
-        let steps = meta.get("NUM_STEPS_CURRENT_ROUND").and_then(serde_json::Value::as_f64);
+        let steps = meta
+            .get("NUM_STEPS_CURRENT_ROUND")
+            .and_then(serde_json::Value::as_f64);
         Ok(Update {
             key: Some(Key::from(&task.key)),
             model,
@@ -874,20 +973,29 @@ impl Agent {
             return Ok(());
         };
         task.state = state;
-        let progress = TaskProgress { key: Some(Key::from(&task.key)), state: state.into() };
+        let progress = TaskProgress {
+            key: Some(Key::from(&task.key)),
+            state: state.into(),
+        };
         self.say(to_server::Body::TaskProgress(progress)).await
     }
 
     // ----- the site's own state -------------------------------------------
 
     fn roll_back(&self) {
-        let Some(round) = self.resume_round else { return };
+        let Some(round) = self.resume_round else {
+            return;
+        };
         if !self.parts.state_dir.exists() {
             return;
         }
-        let rolled = SiteState::open(&self.parts.state_dir).and_then(|state| state.rollback_to(round));
+        let rolled =
+            SiteState::open(&self.parts.state_dir).and_then(|state| state.rollback_to(round));
         if let Err(error) = rolled {
-            self.parts.logger.error(&format!("the site's state could not be rolled back: {}", sentence(&error)));
+            self.parts.logger.error(&format!(
+                "the site's state could not be rolled back: {}",
+                sentence(&error)
+            ));
         }
     }
 
@@ -917,14 +1025,21 @@ impl Agent {
         SiteState::open(&self.parts.state_dir)
             .and_then(|state| state.current(before))
             .unwrap_or_else(|error| {
-                self.parts.logger.error(&format!("the site's state could not be read: {}", sentence(&error)));
+                self.parts.logger.error(&format!(
+                    "the site's state could not be read: {}",
+                    sentence(&error)
+                ));
                 None
             })
     }
 
     fn keep_state(&self, name: &str, round: Round) -> Result<(), Failure> {
         let failed = |problem: String| {
-            Failure::new(FailureCode::Malformed, Phase::Send, format!("flare.state cannot be kept: {problem}"))
+            Failure::new(
+                FailureCode::Malformed,
+                Phase::Send,
+                format!("flare.state cannot be kept: {problem}"),
+            )
         };
         let plain = !name.starts_with('.') && !name.contains(['/', '\0']) && name.len() <= 255;
         let path = self.parts.outbox.join(name);
@@ -957,13 +1072,19 @@ async fn greet(
         build: env!("CARGO_PKG_VERSION").to_owned(),
         site: parts.site.as_str().to_owned(),
     };
-    writer.send(&ToServer { body: Some(to_server::Body::Hello(hello)) }).await?;
+    writer
+        .send(&ToServer {
+            body: Some(to_server::Body::Hello(hello)),
+        })
+        .await?;
     loop {
         let message = reader.next::<ToSite>("ToSite").await?;
         match message.and_then(|message| message.body) {
             Some(to_site::Body::Welcome(_)) => {}
             Some(to_site::Body::StartJob(start)) => return Ok(start),
-            Some(to_site::Body::Refused(refused)) => return Err(AgentError::Refused(refused.reason)),
+            Some(to_site::Body::Refused(refused)) => {
+                return Err(AgentError::Refused(refused.reason));
+            }
             Some(_) => return Err(AgentError::Protocol("work before the job")),
             None => return Err(AgentError::Closed),
         }
@@ -994,11 +1115,18 @@ fn source(held: Option<&ModelObject>, object: Option<&Object>) -> Result<ModelSo
         return Ok(ModelSource::Inline(bytes.clone()));
     }
     let failed = |problem: String| {
-        Failure::new(FailureCode::Internal, Phase::Train, format!("the task's model cannot be handed out: {problem}"))
+        Failure::new(
+            FailureCode::Internal,
+            Phase::Train,
+            format!("the task's model cannot be handed out: {problem}"),
+        )
     };
     let model = held.ok_or_else(|| failed("it is gone".to_owned()))?;
     match model.open_shared() {
-        Ok(Some(descriptor)) => Ok(ModelSource::File { file: descriptor.into(), length: model.len() }),
+        Ok(Some(descriptor)) => Ok(ModelSource::File {
+            file: descriptor.into(),
+            length: model.len(),
+        }),
         Ok(None) => Ok(ModelSource::Inline(Bytes::copy_from_slice(model.bytes()))),
         Err(error) => Err(failed(sentence(&error))),
     }

@@ -8,6 +8,7 @@
 //! Start at [`Agent::run`].
 
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 mod agent;
 mod shared;

@@ -27,7 +27,10 @@ impl SharedSpec {
         }
         let spec = JobSpec::parse(text)?;
         // Copied: what was received is a part of a larger buffer.
-        let read = Arc::new(Read { text: Bytes::copy_from_slice(text), spec });
+        let read = Arc::new(Read {
+            text: Bytes::copy_from_slice(text),
+            spec,
+        });
         *last = Arc::downgrade(&read);
         Ok(Self(read))
     }

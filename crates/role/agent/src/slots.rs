@@ -38,11 +38,21 @@ impl Slots {
     pub fn new(count: usize, gpus: &[String]) -> Self {
         let free = (0..count)
             .rev()
-            .map(|number| (number, number.checked_rem(gpus.len()).and_then(|at| gpus.get(at)).cloned()))
+            .map(|number| {
+                (
+                    number,
+                    number
+                        .checked_rem(gpus.len())
+                        .and_then(|at| gpus.get(at))
+                        .cloned(),
+                )
+            })
             .collect();
         Self(Arc::new(Pool {
             workers: Arc::new(Semaphore::new(count)),
-            processes: Arc::new(Semaphore::new(count.saturating_mul(2).min(Semaphore::MAX_PERMITS))),
+            processes: Arc::new(Semaphore::new(
+                count.saturating_mul(2).min(Semaphore::MAX_PERMITS),
+            )),
             free: Mutex::new(free),
             count,
         }))
@@ -59,12 +69,21 @@ impl Slots {
         let process = acquire(&self.0.processes).await;
         let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
         let (number, gpus) = free.pop().expect("there are as many entries as permits");
-        Slot { pool: Arc::clone(&self.0), number, gpus, worker: Some(worker), _process: process }
+        Slot {
+            pool: Arc::clone(&self.0),
+            number,
+            gpus,
+            worker: Some(worker),
+            _process: process,
+        }
     }
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    Arc::clone(semaphore).acquire_owned().await.expect("the semaphore is never closed")
+    Arc::clone(semaphore)
+        .acquire_owned()
+        .await
+        .expect("the semaphore is never closed")
 }
 
 impl Slot {
@@ -84,8 +103,14 @@ impl Slot {
     }
 
     fn give_back(&mut self) {
-        let Some(worker) = self.worker.take() else { return };
-        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(worker) = self.worker.take() else {
+            return;
+        };
+        let mut free = self
+            .pool
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         free.push((self.number, self.gpus.take()));
         free.sort_unstable_by_key(|entry| std::cmp::Reverse(entry.0));
         // Whoever gets it finds the entry.
@@ -146,7 +171,10 @@ mod tests {
         let first = slots.acquire().await;
         let second = slots.acquire().await;
         let third = slots.acquire().await;
-        assert_eq!([first.gpus(), second.gpus(), third.gpus()], [Some("0"), Some("1,2"), Some("0")]);
+        assert_eq!(
+            [first.gpus(), second.gpus(), third.gpus()],
+            [Some("0"), Some("1,2"), Some("0")]
+        );
         let waiting = tokio::spawn({
             let slots = slots.clone();
             async move { slots.acquire().await.gpus().map(str::to_owned) }

@@ -79,7 +79,13 @@ impl Trainer {
 
     /// What happens next. May be cancelled: nothing is lost.
     pub(crate) async fn next(&mut self) -> Happened {
-        let Self { process, expected, receiver, exit, .. } = self;
+        let Self {
+            process,
+            expected,
+            receiver,
+            exit,
+            ..
+        } = self;
         let hearing = async {
             match receiver {
                 Some(receiver) => match receiver.recv().await {

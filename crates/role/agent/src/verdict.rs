@@ -18,7 +18,11 @@ pub(crate) enum Stage {
 /// Judges a trainer that ended without its result.
 pub(crate) fn judge(stage: Stage, crash: Option<&Failed>, exit: Option<&ExitReport>) -> Failure {
     let tail: Vec<String> = exit.map(lines).unwrap_or_default();
-    let phase = if stage == Stage::Working { Phase::Train } else { Phase::Start };
+    let phase = if stage == Stage::Working {
+        Phase::Train
+    } else {
+        Phase::Start
+    };
     let mut failure = match (crash, exit) {
         (Some(crash), _) => raised(crash, phase),
         (None, Some(exit)) => exited(stage, phase, exit),
@@ -39,7 +43,11 @@ pub(crate) fn judge(stage: Stage, crash: Option<&Failed>, exit: Option<&ExitRepo
 fn raised(crash: &Failed, phase: Phase) -> Failure {
     let code = FailureCode::parse(&crash.code).unwrap_or(FailureCode::Raised);
     let phase = Phase::parse(&crash.phase).unwrap_or(phase);
-    let mut failure = Failure::new(code, phase, format!("the training script raised {}", crash.message));
+    let mut failure = Failure::new(
+        code,
+        phase,
+        format!("the training script raised {}", crash.message),
+    );
     failure.hint = hint_for(&crash.message);
     if !crash.traceback.is_empty() {
         failure.traceback = Some(crash.traceback.clone());
@@ -90,33 +98,49 @@ fn lines(exit: &ExitReport) -> Vec<String> {
 
 fn hint_for(message: &str) -> String {
     if let Some(rest) = message.split("No module named ").nth(1) {
-        let module = rest.trim_matches(|c| c == '\'' || c == '"').split('.').next().unwrap_or(rest);
-        return format!("install `{module}` in the environment that runs the trainers, or put it beside the script");
+        let module = rest
+            .trim_matches(|c| c == '\'' || c == '"')
+            .split('.')
+            .next()
+            .unwrap_or(rest);
+        return format!(
+            "install `{module}` in the environment that runs the trainers, or put it beside the script"
+        );
     }
     if message.contains("No space left on device") {
         return "free some space on the run's disk, or choose another with SimEnv(workspace_root=…); the job goes on from its last round with resume=True".to_owned();
     }
     if message.contains("MemoryError") || message.contains("out of memory") {
-        return "use smaller batches, fewer workers (num_workers=), or a machine with more memory".to_owned();
+        return "use smaller batches, fewer workers (num_workers=), or a machine with more memory"
+            .to_owned();
     }
-    "the traceback says where; to step through it, run the job with SimEnv(debug=\"<site>\")".to_owned()
+    "the traceback says where; to step through it, run the job with SimEnv(debug=\"<site>\")"
+        .to_owned()
 }
 
 /// The last Python traceback in some lines of output.
 fn traceback_in(lines: &[String]) -> Option<String> {
-    let start = lines
-        .iter()
-        .rposition(|line| line.starts_with("Traceback (most recent call last)") || line.starts_with("  File \""))?;
+    let start = lines.iter().rposition(|line| {
+        line.starts_with("Traceback (most recent call last)") || line.starts_with("  File \"")
+    })?;
     // A syntax error has no first line of the usual form: its block is short.
     let start = lines
         .get(..=start)?
         .iter()
         .rposition(|line| line.starts_with("Traceback (most recent call last)"))
-        .filter(|&first| lines.get(first..start).is_some_and(|block| block.iter().skip(1).all(|line| line.starts_with(' '))))
+        .filter(|&first| {
+            lines
+                .get(first..start)
+                .is_some_and(|block| block.iter().skip(1).all(|line| line.starts_with(' ')))
+        })
         .unwrap_or(start);
     let body: Vec<&str> = lines.get(start..)?.iter().map(String::as_str).collect();
     // Up to and with the first line after the frames: the exception.
-    let end = body.iter().skip(1).position(|line| !line.starts_with(' ') && !line.is_empty())? + 2;
+    let end = body
+        .iter()
+        .skip(1)
+        .position(|line| !line.starts_with(' ') && !line.is_empty())?
+        + 2;
     Some(body.get(..end)?.join("\n"))
 }
 
@@ -142,8 +166,13 @@ mod tests {
 
     #[test]
     fn a_syntax_error_is_a_traceback_too() {
-        let tail = lines("  File \"c.py\", line 3\n    def (\n        ^\nSyntaxError: invalid syntax");
-        assert!(traceback_in(&tail).unwrap().ends_with("SyntaxError: invalid syntax"));
+        let tail =
+            lines("  File \"c.py\", line 3\n    def (\n        ^\nSyntaxError: invalid syntax");
+        assert!(
+            traceback_in(&tail)
+                .unwrap()
+                .ends_with("SyntaxError: invalid syntax")
+        );
     }
 
     #[test]

@@ -30,12 +30,16 @@ pub(crate) fn data(spec: &JobSpec, site: &SiteName) -> BTreeMap<String, String> 
 
 /// The arguments of the script at this site.
 pub(crate) fn args(spec: &JobSpec, site: &SiteName) -> Vec<String> {
-    spec.settings(site).args.unwrap_or_else(|| spec.trainer.args.clone())
+    spec.settings(site)
+        .args
+        .unwrap_or_else(|| spec.trainer.args.clone())
 }
 
 /// The script at this site.
 pub(crate) fn script(spec: &JobSpec, site: &SiteName) -> String {
-    spec.settings(site).script.unwrap_or_else(|| spec.trainer.script.clone())
+    spec.settings(site)
+        .script
+        .unwrap_or_else(|| spec.trainer.script.clone())
 }
 
 pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {

@@ -1,6 +1,10 @@
 //! What becomes of trainers that work, and of those that do not.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "helpers of tests are tests, too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests, too"
+)]
 
 mod common;
 
@@ -18,19 +22,33 @@ async fn one_process_does_the_tasks_of_all_rounds() {
     let bench = Bench::new().await;
     let mut server = bench.agent("lines pids\nconnect\nserve 0.5").await;
     server.assign(0, 0, None).await;
-    assert!(matches!(server.next().await, Some(to_server::Body::TaskAccepted(_))));
-    for state in [TaskState::Queued, TaskState::Starting, TaskState::Training, TaskState::Sending] {
+    assert!(matches!(
+        server.next().await,
+        Some(to_server::Body::TaskAccepted(_))
+    ));
+    for state in [
+        TaskState::Queued,
+        TaskState::Starting,
+        TaskState::Training,
+        TaskState::Sending,
+    ] {
         match server.next().await {
             Some(to_server::Body::TaskProgress(progress)) => assert_eq!(progress.state(), state),
             other => panic!("{other:?} instead of {state:?}"),
         }
     }
     let update = server.update().await;
-    assert_eq!(values_in(update.model.unwrap().inline.as_ref().unwrap()), [0.5]);
+    assert_eq!(
+        values_in(update.model.unwrap().inline.as_ref().unwrap()),
+        [0.5]
+    );
     assert_eq!((update.steps, update.diff), (Some(2.0), false));
     server.assign(1, 0, Some(inline(model(&[1.0])))).await;
     let update = server.update().await;
-    assert_eq!(values_in(update.model.unwrap().inline.as_ref().unwrap()), [1.6]);
+    assert_eq!(
+        values_in(update.model.unwrap().inline.as_ref().unwrap()),
+        [1.6]
+    );
     assert_eq!(bench.pids().len(), 1);
     assert_eq!(server.end(false).await, 0);
     bench.all_gone().await;
@@ -45,12 +63,24 @@ async fn a_large_model_comes_and_goes_as_a_file_and_is_kept_until_its_round_is_c
     server.assign(0, 0, Some(stored(&object))).await;
     let update = server.update().await.model.unwrap();
     assert!(update.inline.is_none());
-    let result = bench.objects.get(ObjectId(update.id)).expect("held until the commit");
+    let result = bench
+        .objects
+        .get(ObjectId(update.id))
+        .expect("held until the commit");
     assert_eq!(values_in(result.bytes())[49_999], 3.2);
     assert_eq!(files_in(&bench.outbox()), 0);
     drop(result);
-    server.say(to_site::Body::RoundCommitted(RoundCommitted { round: 0 })).await;
-    until(|| bench.objects.get(ObjectId(update.id)).is_none().then_some(())).await;
+    server
+        .say(to_site::Body::RoundCommitted(RoundCommitted { round: 0 }))
+        .await;
+    until(|| {
+        bench
+            .objects
+            .get(ObjectId(update.id))
+            .is_none()
+            .then_some(())
+    })
+    .await;
     // The task's model is not held beyond the task, either.
     let id = object.id();
     drop(object);
@@ -183,7 +213,7 @@ exit 1"#,
         hint: "",
     },
     Case {
-        script: "inline 100000",
+        script: "inline 100000\nhang",
         code: Malformed,
         phase: Send,
         message: "bytes of model in its message, the limit is 65536",
@@ -208,19 +238,33 @@ async fn slow_every_end_of_a_trainer_is_told_with_its_cause_and_the_next_task_ge
         let failure = server.failure().await;
         let story = format!("{}: {failure:?}", case.script);
         assert!(started.elapsed() < Duration::from_secs(10), "{story}");
-        assert_eq!((failure.code, failure.phase), (case.code, case.phase), "{story}");
+        assert_eq!(
+            (failure.code, failure.phase),
+            (case.code, case.phase),
+            "{story}"
+        );
         assert!(failure.message.contains(case.message), "{story}");
         assert!(failure.hint.contains(case.hint), "{story}");
         if case.script.contains("the last words") {
-            assert!(failure.log_tail.contains(&"the last words".to_owned()), "{story}");
+            assert!(
+                failure.log_tail.contains(&"the last words".to_owned()),
+                "{story}"
+            );
         }
         if case.script.contains("ValueError") {
-            assert!(failure.traceback.unwrap().starts_with("Traceback"), "{}", case.script);
+            assert!(
+                failure.traceback.unwrap().starts_with("Traceback"),
+                "{}",
+                case.script
+            );
         }
         // Whatever it was, the next task is done by another trainer.
         std::fs::write(bench.path("client.txt"), "lines pids\nconnect\nserve 1").unwrap();
         let before = bench.pids();
-        let stays = matches!(case.script, "inline 100000" | "connect\nnext\nnext\nhang");
+        let stays = matches!(
+            case.script,
+            "inline 100000\nhang" | "connect\nnext\nnext\nhang"
+        );
         if stays || case.script.contains("WHOLE") {
             // These live on, or were told before their end.
             server.end(true).await;
@@ -268,7 +312,12 @@ async fn a_trainer_that_never_connects_is_ended_after_trainer_start() {
     server.assign(0, 0, None).await;
     let failure = server.failure().await;
     assert_eq!((failure.code, failure.phase), (NeverStarted, Start));
-    assert!(failure.message.contains("within 0.2 s of its start (trainer-start)"), "{failure}");
+    assert!(
+        failure
+            .message
+            .contains("within 0.2 s of its start (trainer-start)"),
+        "{failure}"
+    );
     bench.all_gone().await;
     bench.slot_comes_back().await;
     server.end(false).await;
@@ -305,14 +354,39 @@ async fn a_trainer_that_ends_between_two_tasks_is_no_failure() {
         }
         assert_eq!(bench.pids().len(), 3, "{end}");
         assert_eq!(server.end(false).await, 0);
-        assert_eq!(bench.log().contains("ended badly after its result was taken"), end == "exit 1");
+        assert_eq!(
+            bench
+                .log()
+                .contains("ended badly after its result was taken"),
+            end == "exit 1"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_a_trainer_said_last_is_heard_before_its_end() {
+    let bench = Bench::new().await;
+    for end in ["exit 0", "exit 1", "signal KILL"] {
+        for _ in 0..5 {
+            // It does not wait for the answer to its result.
+            let mut server = bench.agent(&format!("inline 40000\n{end}")).await;
+            server.assign(0, 0, None).await;
+            let update = server.update().await;
+            assert_eq!(
+                values_in(update.model.unwrap().inline.as_ref().unwrap()).len(),
+                10_000
+            );
+            server.end(false).await;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_trainer_that_left_and_lives_on_makes_room_for_the_next_task() {
     let bench = Bench::new().await;
-    let mut server = bench.agent("lines pids\nconnect\nnext\nsend 1\nbye\nhang").await;
+    let mut server = bench
+        .agent("lines pids\nconnect\nnext\nsend 1\nbye\nhang")
+        .await;
     server.assign(0, 0, None).await;
     server.update().await;
     std::fs::write(bench.path("client.txt"), "lines pids\nconnect\nserve 1").unwrap();
@@ -327,10 +401,15 @@ async fn a_trainer_that_left_and_lives_on_makes_room_for_the_next_task() {
 #[tokio::test]
 async fn a_trainer_that_comes_back_is_given_its_task_again() {
     let bench = Bench::new().await;
-    let mut server = bench.agent("lines pids\nconnect\nnext\ndrop\nconnect\nserve 2").await;
+    let mut server = bench
+        .agent("lines pids\nconnect\nnext\ndrop\nconnect\nserve 2")
+        .await;
     server.assign(0, 0, Some(inline(model(&[10.0])))).await;
     let update = server.update().await;
-    assert_eq!(values_in(update.model.unwrap().inline.as_ref().unwrap()), [13.0]);
+    assert_eq!(
+        values_in(update.model.unwrap().inline.as_ref().unwrap()),
+        [13.0]
+    );
     server.assign(1, 0, Some(inline(model(&[10.0])))).await;
     server.update().await;
     assert_eq!(bench.pids().len(), 1);
@@ -344,7 +423,10 @@ async fn a_result_for_a_stale_attempt_is_dropped_with_its_file() {
     server.assign(0, 0, None).await;
     let update = server.update().await;
     assert_eq!(update.key, Some(server.key(0, 0)));
-    assert_eq!(values_in(update.model.unwrap().inline.as_ref().unwrap()), [1.0]);
+    assert_eq!(
+        values_in(update.model.unwrap().inline.as_ref().unwrap()),
+        [1.0]
+    );
     assert_eq!(files_in(&bench.outbox()), 0);
     assert!(bench.log().contains("no longer wanted"));
     server.end(false).await;
@@ -356,7 +438,9 @@ async fn a_result_that_fits_the_trainers_message_and_not_ours_fails_its_task_alo
     // So many fill a frame but for some bytes; ours has a few more than the trainer's.
     let (mut server, mut ours) = (None, 0);
     for last in (1500..1800).rev().step_by(12) {
-        let mut one = bench.agent(&format!("connect\nnext\nmetrics 3980 248 {last}\nserve 1")).await;
+        let mut one = bench
+            .agent(&format!("connect\nnext\nmetrics 3980 248 {last}\nserve 1"))
+            .await;
         one.assign(0, 0, None).await;
         match one.next_of_task().await {
             Ok(_) => {
@@ -383,7 +467,9 @@ async fn more_metrics_than_the_limit_are_refused_by_the_trainers_own_side() {
     let mut server = bench.agent("connect\nnext\nmetrics 5000 8 8\nexit 0").await;
     server.assign(0, 0, None).await;
     assert_eq!(server.failure().await.code, Exited);
-    bench.logged("the number of metrics has 5001 bytes, the limit is 4096").await;
+    bench
+        .logged("the number of metrics has 5001 bytes, the limit is 4096")
+        .await;
     server.end(false).await;
 }
 
@@ -430,7 +516,9 @@ async fn what_a_trainer_tracks_and_logs_arrives() {
     server.assign(0, 0, None).await;
     loop {
         match server.next().await {
-            Some(to_server::Body::Metric(metric)) => break assert_eq!(metric.event, r#"{"key": "loss"}"#),
+            Some(to_server::Body::Metric(metric)) => {
+                break assert_eq!(metric.event, r#"{"key": "loss"}"#);
+            }
             Some(to_server::Body::TaskAccepted(_) | to_server::Body::TaskProgress(_)) => {}
             other => panic!("{other:?}"),
         }
@@ -450,13 +538,21 @@ async fn a_supervisor_that_dies_fails_the_task_in_hand_and_every_later_one() {
     common::kill(bench.supervisor.pid());
     let failure = server.failure().await;
     assert_eq!((failure.code, failure.phase), (Internal, Train));
-    assert!(failure.message.contains("lost together with its supervisor"), "{failure}");
+    assert!(
+        failure
+            .message
+            .contains("lost together with its supervisor"),
+        "{failure}"
+    );
     bench.all_gone().await;
     bench.supervisor.closed().await;
     server.assign(1, 0, None).await;
     let failure = server.failure().await;
     assert_eq!(failure.code, SpawnFailed);
-    assert!(failure.message.contains("the supervisor has ended"), "{failure}");
+    assert!(
+        failure.message.contains("the supervisor has ended"),
+        "{failure}"
+    );
     assert!(failure.hint.contains("run the job again"), "{failure:?}");
     bench.slot_comes_back().await;
     server.end(false).await;

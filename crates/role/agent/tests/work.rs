@@ -1,6 +1,10 @@
 //! Tasks that come, go and end at any moment; workers; trainers that a person runs.
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "helpers of tests are tests, too")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "helpers of tests are tests, too"
+)]
 
 mod common;
 
@@ -10,9 +14,13 @@ use std::time::{Duration, Instant};
 use common::{Bench, Server, files_in, inline, model, stored, until, values_in, within};
 use firesteel_agent::{Agent, AgentError};
 use firesteel_base::FailureCode;
-use firesteel_bridge::{AttachProfile, BridgeClient, Dial, Outcome, Outgoing, ResultModel, read_profile};
+use firesteel_bridge::{
+    AttachProfile, BridgeClient, Dial, Outcome, Outgoing, ResultModel, read_profile,
+};
 use firesteel_net::{pipe, split};
-use firesteel_wire::control::{Assign, Refused, StartJob, TaskState, ToSite, Welcome, to_server, to_site};
+use firesteel_wire::control::{
+    Assign, Refused, StartJob, TaskState, ToSite, Welcome, to_server, to_site,
+};
 use tokio::io::AsyncWriteExt;
 
 /// In which moment something happens to a task, and how it is reached.
@@ -98,7 +106,10 @@ async fn a_job_that_ends_at_any_moment_leaves_no_process_and_no_worker_behind() 
             let started = Instant::now();
             server.end(abort).await;
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(5), "{moment:?}, abort {abort}: {took:?}");
+            assert!(
+                took < Duration::from_secs(5),
+                "{moment:?}, abort {abort}: {took:?}"
+            );
             bench.all_gone().await;
             drop(occupied);
             bench.slot_comes_back().await;
@@ -137,7 +148,11 @@ async fn a_task_can_be_canceled_and_another_given_at_any_moment() {
             bench.touch("go");
             let update = server.update().await;
             assert_eq!(update.key, Some(server.key(1, 0)), "{moment:?}");
-            assert_eq!(values_in(update.model.unwrap().inline.as_ref().unwrap()), [12.0], "{moment:?}");
+            assert_eq!(
+                values_in(update.model.unwrap().inline.as_ref().unwrap()),
+                [12.0],
+                "{moment:?}"
+            );
             server.end(false).await;
             bench.all_gone().await;
             bench.slot_comes_back().await;
@@ -186,7 +201,10 @@ async fn a_task_that_waits_for_a_worker_keeps_its_model() {
     drop(object);
     drop(occupied);
     let update = server.update().await.model.unwrap();
-    let result = bench.objects.get(firesteel_store::ObjectId(update.id)).unwrap();
+    let result = bench
+        .objects
+        .get(firesteel_store::ObjectId(update.id))
+        .unwrap();
     assert_eq!(values_in(result.bytes())[0], 12.0);
     drop(result);
     server.end(false).await;
@@ -202,7 +220,12 @@ async fn a_model_that_is_gone_fails_the_task_with_that_cause() {
     drop(gone);
     server.assign(0, 0, Some(reference)).await;
     let failure = server.failure().await;
-    assert!(failure.message.contains("the task's model cannot be handed out: it is gone"), "{failure}");
+    assert!(
+        failure
+            .message
+            .contains("the task's model cannot be handed out: it is gone"),
+        "{failure}"
+    );
     // The trainer that was started for it does not keep the worker.
     bench.slot_comes_back().await;
     server.end(false).await;
@@ -234,7 +257,7 @@ async fn many_sites_share_few_workers() {
 }
 
 #[tokio::test]
-async fn a_trainer_that_never_stops_logging_ends_like_any_other() {
+async fn a_trainer_that_logs_without_end_starves_nobody() {
     let bench = Bench::new().await;
     let script = "lines pids\nconnect\nnext\ntouch here\nchatter 3000000\nhang";
     let mut server = bench.agent(script).await;
@@ -243,9 +266,9 @@ async fn a_trainer_that_never_stops_logging_ends_like_any_other() {
     bench.exists("here").await;
     bench.logged("of a great many").await;
     server.end(true).await;
-    // It takes seconds to write all that.
-    eprintln!("TOOK {:?}", started.elapsed());
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    // To write all that takes longer.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
     bench.all_gone().await;
 }
 
@@ -256,7 +279,13 @@ async fn a_script_that_does_not_end_with_its_job_is_forced_and_counted() {
     server.assign(0, 0, None).await;
     server.update().await;
     assert_eq!(server.end(false).await, 1);
-    assert!(bench.log().contains("was still running 0.3 s after it had no more to do"), "{}", bench.log());
+    assert!(
+        bench
+            .log()
+            .contains("was still running 0.3 s after it had no more to do"),
+        "{}",
+        bench.log()
+    );
     bench.all_gone().await;
 }
 
@@ -271,7 +300,10 @@ fn attach(profile: &Path) -> (BridgeClient, AttachProfile) {
         version: "test",
         connect: Duration::from_secs(10),
     };
-    (BridgeClient::connect(dial, &mut || Ok(())).unwrap(), profile)
+    (
+        BridgeClient::connect(dial, &mut || Ok(())).unwrap(),
+        profile,
+    )
 }
 
 /// Does something that blocks, as a person's process would.
@@ -290,7 +322,9 @@ fn serve(client: &BridgeClient) -> u32 {
             meta: String::new(),
             state_file: String::new(),
         };
-        client.send_result(&task.key, result, &mut || Ok(())).unwrap();
+        client
+            .send_result(&task.key, result, &mut || Ok(()))
+            .unwrap();
         done += 1;
     }
     done
@@ -313,15 +347,27 @@ async fn a_persons_trainer_attaches_itself_leaves_and_comes_back() {
     let at = path.clone();
     let first = apart(move || {
         let (client, profile) = attach(&at);
-        assert!(matches!(client.next(None, &mut || Ok(())).unwrap(), Outcome::Task(_)));
+        assert!(matches!(
+            client.next(None, &mut || Ok(())).unwrap(),
+            Outcome::Task(_)
+        ));
         client.close(&mut || Ok(()));
         profile.token
     })
     .await;
     let failure = server.failure().await;
-    assert!(failure.message.contains("closed its connection before it sent a result"), "{failure}");
+    assert!(
+        failure
+            .message
+            .contains("closed its connection before it sent a result"),
+        "{failure}"
+    );
     // The old secret is of no use any more, the new one is.
-    let renewed = || read_profile(&path).ok().is_some_and(|profile| profile.token != first);
+    let renewed = || {
+        read_profile(&path)
+            .ok()
+            .is_some_and(|profile| profile.token != first)
+    };
     until(|| renewed().then_some(())).await;
     server.assign(1, 0, None).await;
     let at = path.clone();
@@ -372,7 +418,9 @@ async fn met_with(bench: &Bench, bytes: &[u8]) -> Result<(), AgentError> {
     within(far.shutdown()).await.unwrap();
     let (mut reader, _writer) = split(far);
     let ended = within(agent).await.unwrap();
-    while let Ok(Some(_)) = within(reader.next::<firesteel_wire::control::ToServer>("ToServer")).await {}
+    while let Ok(Some(_)) =
+        within(reader.next::<firesteel_wire::control::ToServer>("ToServer")).await
+    {}
     ended
 }
 
@@ -380,23 +428,46 @@ async fn met_with(bench: &Bench, bytes: &[u8]) -> Result<(), AgentError> {
 async fn a_server_that_does_not_keep_to_the_protocol_ends_the_agent_with_a_sentence() {
     let bench = Bench::new().await;
     let frame = |bodies: Vec<to_site::Body>| -> Vec<u8> {
-        let frames = bodies.into_iter().map(|body| firesteel_wire::frame::encode(&ToSite { body: Some(body) }).unwrap());
+        let frames = bodies
+            .into_iter()
+            .map(|body| firesteel_wire::frame::encode(&ToSite { body: Some(body) }).unwrap());
         frames.flat_map(|frame| frame.to_vec()).collect()
     };
     let welcome = || to_site::Body::Welcome(Welcome::default());
     let start = |spec: String| {
-        to_site::Body::StartJob(StartJob { job: "test".into(), spec: spec.into(), ..StartJob::default() })
+        to_site::Body::StartJob(StartJob {
+            job: "test".into(),
+            spec: spec.into(),
+            ..StartJob::default()
+        })
     };
     let spec = bench.spec().to_string();
     let assign = || to_site::Body::Assign(Assign::default());
     let cases = [
-        (frame(vec![to_site::Body::Refused(Refused { reason: "not you".into() })]), "refused this site: not you"),
+        (
+            frame(vec![to_site::Body::Refused(Refused {
+                reason: "not you".into(),
+            })]),
+            "refused this site: not you",
+        ),
         (Vec::new(), "closed the connection before it gave the job"),
-        (frame(vec![welcome()]), "closed the connection before it gave the job"),
+        (
+            frame(vec![welcome()]),
+            "closed the connection before it gave the job",
+        ),
         (frame(vec![assign()]), "sent work before the job"),
-        (frame(vec![welcome(), start("{}".into())]), "a job that cannot be read"),
-        (frame(vec![welcome(), start(spec.clone()), assign()]), "sent a task without a key"),
-        (vec![2, 0, 0, 0, 255, 255], "the connection to the server failed"),
+        (
+            frame(vec![welcome(), start("{}".into())]),
+            "a job that cannot be read",
+        ),
+        (
+            frame(vec![welcome(), start(spec.clone()), assign()]),
+            "sent a task without a key",
+        ),
+        (
+            vec![2, 0, 0, 0, 255, 255],
+            "the connection to the server failed",
+        ),
         (vec![255; 8], "the connection to the server failed"),
         (vec![9, 0, 0, 0, 1], "the connection to the server failed"),
     ];
@@ -407,14 +478,19 @@ async fn a_server_that_does_not_keep_to_the_protocol_ends_the_agent_with_a_sente
     // An empty body is what a newer server says; the end of the stream is the end.
     let mut bytes = vec![0, 0, 0, 0];
     bytes.extend(frame(vec![welcome(), start(spec), welcome()]));
-    assert!(matches!(met_with(&bench, &bytes).await, Err(AgentError::Closed | AgentError::Protocol(_)) | Ok(())));
+    assert!(matches!(
+        met_with(&bench, &bytes).await,
+        Err(AgentError::Closed | AgentError::Protocol(_)) | Ok(())
+    ));
     bench.slot_comes_back().await;
 }
 
 #[tokio::test]
 async fn what_a_cancelled_trainer_had_written_is_removed() {
     let bench = Bench::new().await;
-    let mut server = bench.agent("lines pids\nconnect\nnext\nleave half.part\ntouch here\nhang").await;
+    let mut server = bench
+        .agent("lines pids\nconnect\nnext\nleave half.part\ntouch here\nhang")
+        .await;
     server.assign(0, 0, None).await;
     bench.exists("here").await;
     server.cancel(0, 0).await;
@@ -429,9 +505,14 @@ async fn a_message_of_a_newer_server_is_passed_over() {
     let bench = Bench::new().await;
     let mut server = bench.agent("connect\nserve 1").await;
     let newer = ToSite { body: None };
-    within(server.writer.as_mut().unwrap().send(&newer)).await.unwrap();
+    within(server.writer.as_mut().unwrap().send(&newer))
+        .await
+        .unwrap();
     server.assign(0, 0, None).await;
-    assert!(matches!(server.next().await, Some(to_server::Body::TaskAccepted(_))));
+    assert!(matches!(
+        server.next().await,
+        Some(to_server::Body::TaskAccepted(_))
+    ));
     server.update().await;
     server.end(false).await;
 }

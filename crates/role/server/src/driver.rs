@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use firesteel_aggregate::UpdateKind;
-use firesteel_base::{Durations, Failure, FailureCode, Hint, JobId, Phase, Round, SiteName, TaskKey, Time, limits};
+use firesteel_base::{
+    Durations, Failure, FailureCode, Hint, JobId, Phase, Round, SiteName, TaskKey, Time, limits,
+};
 use firesteel_flow::{
     Action, Assignment, Event, FedAvg, FoldKey, ModelHandle, ModelRole, Outcome, ParamsType,
     Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
@@ -14,8 +16,8 @@ use firesteel_flow::{
 use firesteel_net::BoxStream;
 use firesteel_store::{KeptModels, ModelObject, ObjectId, Objects, RunDir, Snapshots, StoreError};
 use firesteel_wire::control::{
-    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, Update,
-    to_server, to_site,
+    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, Update, to_server,
+    to_site,
 };
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
 use firesteel_wire::spec::JobSpec;
@@ -93,10 +95,21 @@ impl Hint for JobError {
 }
 
 /// What comes back from work that was done beside the loop.
-#[expect(clippy::large_enum_variant, reason = "the large one is by far the more frequent")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is by far the more frequent"
+)]
 enum Done {
-    Verified { key: TaskKey, update: Update, object: Option<ModelObject>, result: Result<(), Failure> },
-    Folded { key: FoldKey, result: Box<Refolded> },
+    Verified {
+        key: TaskKey,
+        update: Update,
+        object: Option<ModelObject>,
+        result: Result<(), Failure>,
+    },
+    Folded {
+        key: FoldKey,
+        result: Box<Refolded>,
+    },
 }
 
 /// A job that is being driven.
@@ -179,7 +192,11 @@ impl Job {
         let mut saved = HashMap::new();
         let mut clock_base = Time::ZERO;
         let mut resumed = None;
-        let loaded = if resume { snapshots.load_latest()? } else { None };
+        let loaded = if resume {
+            snapshots.load_latest()?
+        } else {
+            None
+        };
         let (flow, first) = match loaded {
             Some(loaded) => {
                 for warning in &loaded.warnings {
@@ -213,24 +230,35 @@ impl Job {
                     let Some(path) = path else { continue };
                     match parts.objects.import_kept(&path) {
                         Ok(object) => {
+                            parts.watch.saved(model.role.as_str(), path);
                             models.insert(model.handle, object);
                             saved.insert(model.role, model);
                         }
                         Err(error) if model.role == ModelRole::Best => {
-                            parts.watch.warn(&format!("the best model cannot be read: {}", fold::sentence(&error)));
+                            parts.watch.warn(&format!(
+                                "the best model cannot be read: {}",
+                                fold::sentence(&error)
+                            ));
                         }
                         Err(error) => return Err(refused(fold::sentence(&error))),
                     }
                 }
                 let held = models.keys().copied().collect();
-                (flow, Event::Resumed { sites: Vec::new(), models: held })
+                (
+                    flow,
+                    Event::Resumed {
+                        sites: Vec::new(),
+                        models: held,
+                    },
+                )
             }
             None => {
                 let flow = FedAvg::create(config).map_err(JobError::Config)?;
                 let model = match &parts.spec.initial_model {
                     None => None,
                     Some(path) => Some(
-                        parts.objects
+                        parts
+                            .objects
                             .import_copy(std::path::Path::new(path))
                             .map_err(JobError::InitialModel)?,
                     ),
@@ -239,12 +267,24 @@ impl Job {
                     models.insert(ModelHandle(0), object);
                     ModelHandle(0)
                 });
-                (flow, Event::Started { sites: Vec::new(), model: handle })
+                (
+                    flow,
+                    Event::Started {
+                        sites: Vec::new(),
+                        model: handle,
+                    },
+                )
             }
         };
-        let initial = saved.get(&ModelRole::Initial).map_or(ModelHandle(0), |kept: &KeptModel| kept.handle);
+        let initial = saved
+            .get(&ModelRole::Initial)
+            .map_or(ModelHandle(0), |kept: &KeptModel| kept.handle);
         let wide = parts.spec.aggregation.master_dtype.is_some();
-        let narrow = if wide { models.get(&initial).cloned() } else { None };
+        let narrow = if wide {
+            models.get(&initial).cloned()
+        } else {
+            None
+        };
         if wide && narrow.is_none() {
             return Err(JobError::Resume {
                 problem: "the initial model, whose dtypes the sites work in, is gone".to_owned(),
@@ -252,7 +292,11 @@ impl Job {
             });
         }
         // Handles of an earlier process are never given out again.
-        let last = flow.models().into_iter().chain(models.keys().copied()).max();
+        let last = flow
+            .models()
+            .into_iter()
+            .chain(models.keys().copied())
+            .max();
         let job = Self {
             next_handle: last.map_or(1, |handle| handle.0 + (1 << 20)),
             index: sites.iter().cloned().zip(0..).collect(),
@@ -338,16 +382,36 @@ impl Job {
                 self.feed(Event::Tick);
                 self.parts.watch.tick();
                 if self.awaited_until.take_if(|until| *until <= now).is_some() {
-                    self.give_up_absent(FailureCode::Disconnected, "did not come back within its lease");
+                    self.give_up_absent(
+                        FailureCode::Disconnected,
+                        "did not come back within its lease",
+                    );
                 }
                 // Nobody can dial any more, and nobody is about to join: who is
                 // not here will not come.
                 if !streams_open && inbound.is_empty() && serving.len() == self.connected() {
-                    self.give_up_absent(FailureCode::Internal, "is not connected, and cannot connect any more");
+                    self.give_up_absent(
+                        FailureCode::Internal,
+                        "is not connected, and cannot connect any more",
+                    );
                 }
             }
         }
         self.farewell(&mut inbound).await;
+    }
+
+    /// The name of a site, by its number in the job's list.
+    fn name(&self, site: usize) -> SiteName {
+        self.sites
+            .get(site)
+            .expect("numbers come from the job's list")
+            .clone()
+    }
+
+    fn link(&mut self, site: usize) -> &mut Option<Link> {
+        self.links
+            .get_mut(site)
+            .expect("there is one for each site of the list")
     }
 
     fn connected(&self) -> usize {
@@ -357,10 +421,12 @@ impl Job {
     /// Tells the workflow that it need not wait for sites that are not here.
     fn give_up_absent(&mut self, code: FailureCode, why: &str) {
         for site in 0..self.sites.len() {
-            if self.links.get(site).is_some_and(Option::is_none) && !self.given_up.contains(&site) {
-                self.given_up.insert(site);
+            if self.link(site).is_none() && self.given_up.insert(site) {
                 let failure = Failure::new(code, Phase::Start, why);
-                self.feed(Event::SiteLeft { site: self.sites[site].clone(), failure });
+                self.feed(Event::SiteLeft {
+                    site: self.name(site),
+                    failure,
+                });
             }
         }
     }
@@ -374,7 +440,12 @@ impl Job {
         );
         let reason = outcome.map_or_else(String::new, |outcome| outcome.to_string());
         let reason = firesteel_wire::control::cut(&reason, 4096);
-        let end = || to_site::Body::EndJob(EndJob { reason: reason.clone(), abort: !over });
+        let end = || {
+            to_site::Body::EndJob(EndJob {
+                reason: reason.clone(),
+                abort: !over,
+            })
+        };
         let mut waited_for: BTreeMap<usize, u64> = BTreeMap::new();
         for (site, link) in self.links.iter_mut().enumerate() {
             if let Some(link) = link.take()
@@ -388,14 +459,27 @@ impl Job {
         let waiting = async {
             while !waited_for.is_empty() {
                 match inbound.recv().await {
-                    Some(Inbound::Left { site, connection, .. }
-                    | Inbound::Said { site, connection, body: to_server::Body::Stopped(_) }) => {
+                    Some(
+                        Inbound::Left {
+                            site, connection, ..
+                        }
+                        | Inbound::Said {
+                            site,
+                            connection,
+                            body: to_server::Body::Stopped(_),
+                        },
+                    ) => {
                         if waited_for.get(&site) == Some(&connection) {
                             waited_for.remove(&site);
                         }
                     }
-                    Some(Inbound::Said { site, body: to_server::Body::Metric(metric), .. }) => {
-                        self.parts.watch.metric(&self.sites[site], &metric.event);
+                    Some(Inbound::Said {
+                        site,
+                        body: to_server::Body::Metric(metric),
+                        ..
+                    }) => {
+                        let name = self.name(site);
+                        self.parts.watch.metric(&name, &metric.event);
                     }
                     // It came just when the job ended.
                     Some(Inbound::Joined { site, link }) => {
@@ -410,8 +494,11 @@ impl Job {
         };
         if tokio::time::timeout(limit, waiting).await.is_err() {
             let count = waited_for.len();
-            let names: Vec<&str> =
-                waited_for.keys().take(NAMED).map(|&site| self.sites[site].as_str()).collect();
+            let names: Vec<String> = waited_for
+                .keys()
+                .take(NAMED)
+                .map(|&site| self.name(site).to_string())
+                .collect();
             let more = if count > NAMED { ", …" } else { "" };
             self.parts.watch.warn(&format!(
                 "{count} sites did not confirm the end of the job within {limit:?}: {}{more}",
@@ -462,32 +549,45 @@ impl Job {
     fn on_inbound(&mut self, inbound: Inbound) {
         match inbound {
             Inbound::Joined { site, link } => {
-                let name = self.sites[site].clone();
-                if let Some(old) = self.links[site].replace(link) {
+                let name = self.name(site);
+                if let Some(old) = self.link(site).replace(link) {
                     old.cut();
-                    self.parts.watch.warn(&format!("{name} connected again; its new connection is used"));
+                    self.parts.watch.warn(&format!(
+                        "{name} connected again; its new connection is used"
+                    ));
                 }
                 self.given_up.remove(&site);
                 self.parts.watch.joined(&name);
                 self.feed(Event::SiteJoined { site: name });
             }
-            Inbound::Said { site, connection, body } => {
+            Inbound::Said {
+                site,
+                connection,
+                body,
+            } => {
                 if self.is_current(site, connection) {
                     self.on_message(site, body);
                 }
             }
-            Inbound::Left { site, connection, why } => {
+            Inbound::Left {
+                site,
+                connection,
+                why,
+            } => {
                 if !self.is_current(site, connection) {
                     return;
                 }
-                let name = self.sites[site].clone();
-                self.links[site] = None;
+                let name = self.name(site);
+                *self.link(site) = None;
                 let message = match why {
                     Some(error) => format!("the connection was lost: {error}"),
                     None => "the site closed its connection".to_owned(),
                 };
                 let failure = Failure::new(FailureCode::Disconnected, Phase::Train, message);
-                self.feed(Event::SiteLeft { site: name, failure });
+                self.feed(Event::SiteLeft {
+                    site: name,
+                    failure,
+                });
             }
             Inbound::Turned { why } => self.parts.watch.warn(&format!("turned away: {why}")),
         }
@@ -495,7 +595,8 @@ impl Job {
 
     /// Whether this is the connection of the site that is in use.
     fn is_current(&self, site: usize, connection: u64) -> bool {
-        self.links[site].as_ref().is_some_and(|link| link.connection == connection)
+        let link = self.links.get(site).and_then(Option::as_ref);
+        link.is_some_and(|link| link.connection == connection)
     }
 
     fn on_message(&mut self, site: usize, body: to_server::Body) {
@@ -509,19 +610,25 @@ impl Job {
         let key = key.map(TaskKey::try_from);
         let key = match (key, body) {
             (_, to_server::Body::Metric(metric)) => {
-                return self.parts.watch.metric(&self.sites[site], &metric.event);
+                let name = self.name(site);
+                return self.parts.watch.metric(&name, &metric.event);
             }
             (_, to_server::Body::Hello(_) | to_server::Body::Stopped(_)) => return,
-            (Some(Ok(key)), body) if key.site == self.sites[site] => (key, body),
+            (Some(Ok(key)), body) if self.index.get(&key.site) == Some(&site) => (key, body),
             // A site speaks for itself only, and its tasks have keys.
             _ => {
-                let name = &self.sites[site];
-                return self.parts.watch.warn(&format!("{name} sent a message about work that is not its own; it was ignored"));
+                let name = self.name(site);
+                return self.parts.watch.warn(&format!(
+                    "{name} sent a message about work that is not its own; it was ignored"
+                ));
             }
         };
         match key {
             (key, to_server::Body::TaskAccepted(_)) => {
-                self.feed(Event::TaskProgress { key, stage: TaskStage::Accepted });
+                self.feed(Event::TaskProgress {
+                    key,
+                    stage: TaskStage::Accepted,
+                });
             }
             (key, to_server::Body::TaskProgress(progress)) => {
                 let state = progress.state();
@@ -536,12 +643,23 @@ impl Job {
             (key, to_server::Body::Update(update)) => self.on_update(key, update),
             (key, to_server::Body::TaskFailed(failed)) => {
                 let failure = failed.failure.map_or_else(
-                    || Failure::new(FailureCode::Internal, Phase::Train, "the site gave no reason"),
+                    || {
+                        Failure::new(
+                            FailureCode::Internal,
+                            Phase::Train,
+                            "the site gave no reason",
+                        )
+                    },
                     Failure::from,
                 );
                 self.feed(Event::TaskFailed { key, failure });
             }
-            (_, to_server::Body::Metric(_) | to_server::Body::Hello(_) | to_server::Body::Stopped(_)) => {}
+            (
+                _,
+                to_server::Body::Metric(_)
+                | to_server::Body::Hello(_)
+                | to_server::Body::Stopped(_),
+            ) => {}
         }
     }
 
@@ -549,13 +667,24 @@ impl Job {
     /// the loop when reading it takes time.
     fn on_update(&mut self, key: TaskKey, update: Update) {
         if update.metrics.len() > limits::METRICS {
-            let message = format!("sent {} metrics, the limit is {}", update.metrics.len(), limits::METRICS);
+            let message = format!(
+                "sent {} metrics, the limit is {}",
+                update.metrics.len(),
+                limits::METRICS
+            );
             let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
             return self.feed(Event::TaskFailed { key, failure });
         }
-        let inline = update.model.as_ref().and_then(|model| model.inline.as_ref()).map_or(0, Bytes::len);
+        let inline = update
+            .model
+            .as_ref()
+            .and_then(|model| model.inline.as_ref())
+            .map_or(0, Bytes::len);
         if inline > limits::INLINE_OBJECT {
-            let message = format!("sent {inline} bytes of model in a message, the limit is {}", limits::INLINE_OBJECT);
+            let message = format!(
+                "sent {inline} bytes of model in a message, the limit is {}",
+                limits::INLINE_OBJECT
+            );
             let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
             return self.feed(Event::TaskFailed { key, failure });
         }
@@ -564,7 +693,11 @@ impl Job {
             Err(failure) => return self.feed(Event::TaskFailed { key, failure }),
         };
         let base = self.handed_out.clone();
-        let kind = if update.diff { UpdateKind::Diff } else { UpdateKind::Full };
+        let kind = if update.diff {
+            UpdateKind::Diff
+        } else {
+            UpdateKind::Full
+        };
         let options = fold::options(&self.parts.spec, kind, 1);
         match object {
             Some(object) if object.len() > limits::INLINE_OBJECT as u64 => {
@@ -576,14 +709,24 @@ impl Job {
                 };
                 self.beside(failed, move || {
                     let result = fold::verify(&object, base.as_ref(), &options);
-                    Done::Verified { key, update, object: Some(object), result }
+                    Done::Verified {
+                        key,
+                        update,
+                        object: Some(object),
+                        result,
+                    }
                 });
             }
             object => {
-                let result = object
-                    .as_ref()
-                    .map_or(Ok(()), |object| fold::verify(object, base.as_ref(), &options));
-                self.on_done(Done::Verified { key, update, object, result });
+                let result = object.as_ref().map_or(Ok(()), |object| {
+                    fold::verify(object, base.as_ref(), &options)
+                });
+                self.on_done(Done::Verified {
+                    key,
+                    update,
+                    object,
+                    result,
+                });
             }
         }
     }
@@ -625,15 +768,28 @@ impl Job {
 
     fn on_done(&mut self, done: Done) {
         match done {
-            Done::Verified { key, result: Err(failure), .. } => {
+            Done::Verified {
+                key,
+                result: Err(failure),
+                ..
+            } => {
                 self.feed(Event::TaskFailed { key, failure });
             }
-            Done::Verified { key, update, object, result: Ok(()) } => {
+            Done::Verified {
+                key,
+                update,
+                object,
+                result: Ok(()),
+            } => {
                 let model = object.map(|object| self.remember(object));
                 self.parts.watch.update(&key, update.train_seconds);
                 let update = UpdateInfo {
                     model,
-                    params_type: if update.diff { ParamsType::Diff } else { ParamsType::Full },
+                    params_type: if update.diff {
+                        ParamsType::Diff
+                    } else {
+                        ParamsType::Full
+                    },
                     steps: update.steps,
                     metrics: update.metrics.into_iter().collect(),
                 };
@@ -645,10 +801,18 @@ impl Job {
                     for warning in &folded.warnings {
                         self.parts.watch.warn(warning);
                     }
-                    self.feed(Event::Folded { key, model, notes: folded.notes });
+                    self.feed(Event::Folded {
+                        key,
+                        model,
+                        notes: folded.notes,
+                    });
                 }
                 Err((failure, blame)) => {
-                    self.feed(Event::FoldFailed { key, failure, blame });
+                    self.feed(Event::FoldFailed {
+                        key,
+                        failure,
+                        blame,
+                    });
                 }
             },
         }
@@ -693,16 +857,27 @@ impl Job {
                     }
                     Ok(folding) => {
                         let failure = panicked(Phase::Aggregate, "the updates were summed");
-                        let failed = Done::Folded { key, result: Box::new(Err((failure, Vec::new()))) };
+                        let failed = Done::Folded {
+                            key,
+                            result: Box::new(Err((failure, Vec::new()))),
+                        };
                         self.beside(failed, move || {
                             let result = Box::new(folding.run());
                             Done::Folded { key, result }
                         });
                     }
-                    Err(failure) => self.feed(Event::FoldFailed { key, failure, blame: Vec::new() }),
+                    Err(failure) => self.feed(Event::FoldFailed {
+                        key,
+                        failure,
+                        blame: Vec::new(),
+                    }),
                 }
             }
-            Action::Save { model, role, made_in } => self.save(model, role, made_in),
+            Action::Save {
+                model,
+                role,
+                made_in,
+            } => self.save(model, role, made_in),
             Action::Release { model } => {
                 let object = self.models.remove(&model);
                 // Unmapping and unlinking take milliseconds per 100 MB.
@@ -752,7 +927,9 @@ impl Job {
     }
 
     fn assign(&mut self, assignment: Assignment) {
-        let object = assignment.model.map_or(Ok(None), |handle| self.handed_out(handle));
+        let object = assignment
+            .model
+            .map_or(Ok(None), |handle| self.handed_out(handle));
         let object = match object {
             Ok(object) => object,
             Err(failure) => return self.break_down(failure),
@@ -791,17 +968,20 @@ impl Job {
         let Some(&index) = self.index.get(site) else {
             return;
         };
-        let Some(link) = &self.links[index] else {
+        let Some(link) = self.link(index) else {
             return;
         };
         if link.tell(body) == Told::Unread
-            && let Some(link) = self.links[index].take()
+            && let Some(link) = self.link(index).take()
         {
             link.cut();
             let why = "the site did not read its messages; its connection was closed";
             self.parts.watch.warn(&format!("{site}: {why}"));
             let failure = Failure::new(FailureCode::Disconnected, Phase::Train, why);
-            self.feed(Event::SiteLeft { site: site.clone(), failure });
+            self.feed(Event::SiteLeft {
+                site: site.clone(),
+                failure,
+            });
         }
     }
 
@@ -822,7 +1002,14 @@ impl Job {
             Ok(path) => {
                 self.parts.watch.saved(role.as_str(), path);
                 let made_in = made_in.map(|round| round.0);
-                self.saved.insert(role, KeptModel { handle, role, made_in });
+                self.saved.insert(
+                    role,
+                    KeptModel {
+                        handle,
+                        role,
+                        made_in,
+                    },
+                );
             }
             Err(error) => self.store_failed(&error),
         }
@@ -854,13 +1041,20 @@ impl Job {
             return;
         };
         for index in 0..self.sites.len() {
-            let site = self.sites[index].clone();
-            self.tell(&site, to_site::Body::RoundCommitted(RoundCommitted { round }));
+            let site = self.name(index);
+            self.tell(
+                &site,
+                to_site::Body::RoundCommitted(RoundCommitted { round }),
+            );
         }
     }
 
     fn store_failed(&mut self, error: &StoreError) {
-        let code = if error.is_full() { FailureCode::DiskFull } else { FailureCode::Internal };
+        let code = if error.is_full() {
+            FailureCode::DiskFull
+        } else {
+            FailureCode::Internal
+        };
         let failure = Failure::new(code, Phase::Save, fold::sentence(error))
             .with_hint(error.hint().unwrap_or_default());
         self.break_down(failure);
@@ -879,6 +1073,10 @@ impl Job {
 
 /// A panic of our own, as the failure that it is for the job.
 fn panicked(phase: Phase, when: &str) -> Failure {
-    Failure::new(FailureCode::Internal, phase, format!("the server panicked while {when}"))
-        .with_hint("this is a bug, please report it")
+    Failure::new(
+        FailureCode::Internal,
+        phase,
+        format!("the server panicked while {when}"),
+    )
+    .with_hint("this is a bug, please report it")
 }

@@ -63,7 +63,11 @@ pub(crate) fn verify(
 ) -> Result<(), Failure> {
     verify_update(view(update), base.map(ModelObject::header), options).map_err(|problems| {
         firesteel_aggregate::failure(&problems).unwrap_or_else(|| {
-            Failure::new(FailureCode::Malformed, Phase::Verify, "the update was refused")
+            Failure::new(
+                FailureCode::Malformed,
+                Phase::Verify,
+                "the update was refused",
+            )
         })
     })
 }
@@ -75,18 +79,26 @@ pub(crate) fn narrowed(
     like: &ModelObject,
 ) -> Result<ModelObject, Failure> {
     let failed = |problem: String| {
-        Failure::new(FailureCode::Internal, Phase::Aggregate, format!("the model cannot be cast back to its own dtypes: {problem}"))
+        Failure::new(
+            FailureCode::Internal,
+            Phase::Aggregate,
+            format!("the model cannot be cast back to its own dtypes: {problem}"),
+        )
     };
     let cast = Cast::new(view(model), like.header()).map_err(|error| failed(sentence(&error)))?;
     let mut output = objects
         .output(cast.header().total_len())
         .map_err(|error| failed(sentence(&error)))?;
-    cast.write(output.bytes_mut()).map_err(|error| failed(sentence(&error)))?;
+    cast.write(output.bytes_mut())
+        .map_err(|error| failed(sentence(&error)))?;
     output.finish().map_err(|error| failed(sentence(&error)))
 }
 
 fn view(object: &ModelObject) -> Model<'_> {
-    Model { header: object.header(), bytes: object.bytes() }
+    Model {
+        header: object.header(),
+        bytes: object.bytes(),
+    }
 }
 
 impl Folding {
@@ -97,21 +109,35 @@ impl Folding {
         request: FoldRequest,
     ) -> Result<Self, Failure> {
         let gone = |what: String| {
-            Failure::new(FailureCode::Internal, Phase::Aggregate, format!("{what} is gone"))
+            Failure::new(
+                FailureCode::Internal,
+                Phase::Aggregate,
+                format!("{what} is gone"),
+            )
         };
         let base = match request.base {
             None => None,
             Some(handle) => Some(
-                models.get(&handle).cloned().ok_or_else(|| gone("the round's model".to_owned()))?,
+                models
+                    .get(&handle)
+                    .cloned()
+                    .ok_or_else(|| gone("the round's model".to_owned()))?,
             ),
         };
-        let diff = request.inputs.first().is_some_and(|input| input.params_type == ParamsType::Diff);
+        let diff = request
+            .inputs
+            .first()
+            .is_some_and(|input| input.params_type == ParamsType::Diff);
         let inputs = request.inputs.into_iter().map(|input| {
             let object = models.get(&input.model).cloned();
             let object = object.ok_or_else(|| gone(format!("the update of {}", input.site)))?;
             Ok((input.site, input.weight, object))
         });
-        let kind = if diff { UpdateKind::Diff } else { UpdateKind::Full };
+        let kind = if diff {
+            UpdateKind::Diff
+        } else {
+            UpdateKind::Full
+        };
         Ok(Self {
             objects: parts.objects.clone(),
             base,
@@ -121,7 +147,11 @@ impl Folding {
     }
 
     pub(crate) fn is_small(&self) -> bool {
-        self.inputs.iter().map(|(_, _, object)| object.len()).sum::<u64>() <= SMALL
+        self.inputs
+            .iter()
+            .map(|(_, _, object)| object.len())
+            .sum::<u64>()
+            <= SMALL
     }
 
     /// Sums.
@@ -140,7 +170,11 @@ impl Folding {
         let base = self.base.as_ref().map(view);
         let plan = plan(&contributions, base, &self.options).map_err(|error| self.blame(&error))?;
         let stored = |error: &dyn std::error::Error, hint: Option<String>, full: bool| {
-            let code = if full { FailureCode::DiskFull } else { FailureCode::Internal };
+            let code = if full {
+                FailureCode::DiskFull
+            } else {
+                FailureCode::Internal
+            };
             let failure = Failure::new(code, Phase::Aggregate, sentence(error));
             (failure.with_hint(hint.unwrap_or_default()), Vec::new())
         };
@@ -148,7 +182,9 @@ impl Folding {
             .objects
             .output(plan.output_len())
             .map_err(|error| stored(&error, error.hint(), error.is_full()))?;
-        let report = plan.fold(output.bytes_mut()).map_err(|error| self.blame(&error))?;
+        let report = plan
+            .fold(output.bytes_mut())
+            .map_err(|error| self.blame(&error))?;
         let model = output
             .finish()
             .map_err(|error| stored(&error, error.hint(), false))?;
@@ -157,13 +193,23 @@ impl Folding {
             .iter()
             .take(NOTES)
             .map(|partial| {
-                format!("`{}` was averaged over {} of {} sites", partial.key, partial.sites, report.sites)
+                format!(
+                    "`{}` was averaged over {} of {} sites",
+                    partial.key, partial.sites, report.sites
+                )
             })
             .chain((report.partial.len() > NOTES).then(|| {
-                format!("{} more keys were averaged over some of the sites", report.partial.len() - NOTES)
+                format!(
+                    "{} more keys were averaged over some of the sites",
+                    report.partial.len() - NOTES
+                )
             }))
             .collect();
-        Ok(Folded { model, notes, warnings: report.warnings })
+        Ok(Folded {
+            model,
+            notes,
+            warnings: report.warnings,
+        })
     }
 
     /// The failure, and the sites without which the fold may succeed.
@@ -173,9 +219,15 @@ impl Folding {
         let AggregateError::Update { site, problem } = error else {
             return (failure, Vec::new());
         };
-        let own = firesteel_aggregate::failure(std::slice::from_ref(problem)).unwrap_or_else(|| failure.clone());
-        let blamed = self.inputs.iter().filter(|(name, _, _)| name.as_str() == site);
-        let blamed = blamed.map(|(name, _, _)| (name.clone(), own.clone())).collect();
+        let own = firesteel_aggregate::failure(std::slice::from_ref(problem))
+            .unwrap_or_else(|| failure.clone());
+        let blamed = self
+            .inputs
+            .iter()
+            .filter(|(name, _, _)| name.as_str() == site);
+        let blamed = blamed
+            .map(|(name, _, _)| (name.clone(), own.clone()))
+            .collect();
         (failure, blamed)
     }
 }

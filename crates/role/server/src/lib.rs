@@ -7,6 +7,7 @@
 //! Start at [`Job::run`].
 
 #![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing)]
 
 mod driver;
 mod fold;
@@ -15,5 +16,5 @@ mod report;
 mod watch;
 
 pub use driver::{Job, JobError, JobParts};
-pub use watch::Watch;
 pub use report::{JobReport, SiteFailureReport};
+pub use watch::Watch;

@@ -23,9 +23,17 @@ pub(crate) enum Inbound {
     /// A site is there; this is how to reach it.
     Joined { site: usize, link: Link },
     /// It said something.
-    Said { site: usize, connection: u64, body: to_server::Body },
+    Said {
+        site: usize,
+        connection: u64,
+        body: to_server::Body,
+    },
     /// Its connection is over.
-    Left { site: usize, connection: u64, why: Option<LinkError> },
+    Left {
+        site: usize,
+        connection: u64,
+        why: Option<LinkError>,
+    },
     /// Somebody called who may not; the driver only logs it.
     Turned { why: String },
 }
@@ -94,22 +102,33 @@ pub(crate) async fn serve(
     let site = match greeted.await {
         Ok(Ok(site)) => site,
         Ok(Err(why)) => {
-            let refused = to_site::Body::Refused(Refused { reason: why.clone() });
+            let refused = to_site::Body::Refused(Refused {
+                reason: why.clone(),
+            });
             let _ = inbox.send(Inbound::Turned { why }).await;
             // It may be gone already, or not listen.
-            let refused = ToSite { body: Some(refused) };
+            let refused = ToSite {
+                body: Some(refused),
+            };
             let _ = tokio::time::timeout(reception.connect, writer.send(&refused)).await;
             return;
         }
         Err(_) => {
-            let why = format!("a connection did not end its handshake within {:?}", reception.connect);
+            let why = format!(
+                "a connection did not end its handshake within {:?}",
+                reception.connect
+            );
             let _ = inbox.send(Inbound::Turned { why }).await;
             return;
         }
     };
     let (outgoing, mut queue) = mpsc::channel::<ToSite>(OUTGOING);
     let (cut, is_cut) = oneshot::channel();
-    let link = Link { connection, outgoing, cut };
+    let link = Link {
+        connection,
+        outgoing,
+        cut,
+    };
     if inbox.send(Inbound::Joined { site, link }).await.is_err() {
         return;
     }
@@ -123,7 +142,14 @@ pub(crate) async fn serve(
         while let Some(message) = reader.next::<ToServer>("ToServer").await? {
             // An empty body is something a newer agent says.
             if let Some(body) = message.body
-                && inbox.send(Inbound::Said { site, connection, body }).await.is_err()
+                && inbox
+                    .send(Inbound::Said {
+                        site,
+                        connection,
+                        body,
+                    })
+                    .await
+                    .is_err()
             {
                 break;
             }
@@ -148,7 +174,13 @@ pub(crate) async fn serve(
         },
         () = cutting => None,
     };
-    let _ = inbox.send(Inbound::Left { site, connection, why }).await;
+    let _ = inbox
+        .send(Inbound::Left {
+            site,
+            connection,
+            why,
+        })
+        .await;
 }
 
 /// The handshake; the index of the site, or why it is turned away.
@@ -161,7 +193,10 @@ async fn greet(
         .next::<ToServer>("ToServer")
         .await
         .map_err(|error| format!("a connection failed before its hello: {error}"))?;
-    let Some(ToServer { body: Some(to_server::Body::Hello(hello)) }) = message else {
+    let Some(ToServer {
+        body: Some(to_server::Body::Hello(hello)),
+    }) = message
+    else {
         return Err("the first message of a connection was no hello".to_owned());
     };
     let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;

@@ -34,11 +34,7 @@ pub struct SiteFailureReport {
 }
 
 impl JobReport {
-    pub(crate) fn new(
-        parts: &JobParts,
-        outcome: Outcome,
-        resumed_after: Option<Round>,
-    ) -> Self {
+    pub(crate) fn new(parts: &JobParts, outcome: Outcome, resumed_after: Option<Round>) -> Self {
         let failures = parts.watch.failures();
         Self {
             job: parts.id.as_str().to_owned(),
@@ -53,7 +49,9 @@ impl JobReport {
     pub fn status(&self) -> String {
         match &self.outcome {
             Outcome::Completed { .. } => "completed".to_owned(),
-            Outcome::CompletedWith { contributed, of, .. } => {
+            Outcome::CompletedWith {
+                contributed, of, ..
+            } => {
                 format!("completed with {contributed} of {of} sites")
             }
             Outcome::Failed { .. } => "failed".to_owned(),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -46,6 +46,8 @@ pub struct Watch {
     last: Option<(Round, Vec<(String, f64)>)>,
     best: Option<(Round, Vec<(String, f64)>)>,
     models: Vec<(String, String)>,
+    /// The round that the display is at.
+    shown: Option<Round>,
 }
 
 impl Watch {
@@ -75,6 +77,8 @@ impl Watch {
             .open(dir.join("tracked.jsonl"))
             .map(BufWriter::new)
             .ok();
+        // The rounds before a resume are part of what the job came to.
+        let (last, best) = told_before(&dir.join("rounds.jsonl"), from);
         let tensorboard = spec.tracking.iter().any(|kind| kind == "tensorboard");
         Self {
             rounds: logger.named("firesteel.server.round"),
@@ -88,9 +92,10 @@ impl Watch {
             durations,
             started: Instant::now(),
             failures: Vec::new(),
-            last: None,
-            best: None,
+            last,
+            best,
             models: Vec::new(),
+            shown: None,
         }
     }
 
@@ -121,12 +126,17 @@ impl Watch {
     }
 
     pub(crate) fn dismissed(&mut self, site: &SiteName, failure: &Failure) {
-        self.logger.for_site(site).warning(&format!("{site} takes no further part: {failure}"));
+        self.logger
+            .for_site(site)
+            .warning(&format!("{site} takes no further part: {failure}"));
         self.failed(site, None, failure);
     }
 
     pub(crate) fn assigned(&mut self, round: Round, assignment: &Assignment) {
-        self.progress.round_started(round);
+        // A site that joins in mid-round is given its task by itself.
+        if self.shown.replace(round) != Some(round) {
+            self.progress.round_started(round);
+        }
         self.rounds.for_round(round).debug(&format!(
             "round {round} of {}: {} given to {} sites",
             u64::from(assignment.start_round.0) + u64::from(assignment.total_rounds),
@@ -138,7 +148,9 @@ impl Watch {
     pub(crate) fn task(&mut self, key: &TaskKey, state: TaskState) {
         let stage = match state {
             TaskState::Queued => SiteStage::Waiting,
-            TaskState::Starting => SiteStage::Starting { limit: self.durations.trainer_start },
+            TaskState::Starting => SiteStage::Starting {
+                limit: self.durations.trainer_start,
+            },
             TaskState::Training => SiteStage::Training,
             TaskState::Sending => SiteStage::Sending { done: 0, total: 0 },
         };
@@ -146,8 +158,16 @@ impl Watch {
     }
 
     pub(crate) fn update(&mut self, key: &TaskKey, seconds: f64) {
-        self.progress.site(&key.site, SiteStage::Done { note: format!("{seconds:.2} s") });
-        self.rounds.for_site(&key.site).for_round(key.round).debug("update taken");
+        self.progress.site(
+            &key.site,
+            SiteStage::Done {
+                note: format!("{seconds:.2} s"),
+            },
+        );
+        self.rounds
+            .for_site(&key.site)
+            .for_round(key.round)
+            .debug("update taken");
     }
 
     pub(crate) fn folding(&mut self, round: Round) {
@@ -158,7 +178,13 @@ impl Watch {
     pub(crate) fn flow_warning(&mut self, warning: &Warning) {
         let logger = self.logger.named("firesteel.flow");
         match warning {
-            Warning::SiteFailed { round, site, failure } => {
+            Warning::SiteFailed {
+                round,
+                site,
+                failure,
+            } => {
+                // Also when it failed like that before: this is the newest.
+                self.failures.retain(|one| one.site != site.as_str());
                 self.failed(site, Some(*round), failure);
                 let message = if failure.hint.is_empty() {
                     failure.to_string()
@@ -190,7 +216,11 @@ impl Watch {
         if let Some(at) = self.failures.iter().position(|one| one.site == name) {
             // One and the same is told by several: as it happens, with the
             // round's record, with the outcome. The first knows the round.
-            if self.failures.get(at).is_some_and(|one| &one.failure == failure) {
+            if self
+                .failures
+                .get(at)
+                .is_some_and(|one| &one.failure == failure)
+            {
                 return;
             }
             self.failures.remove(at);
@@ -203,9 +233,15 @@ impl Watch {
     }
 
     pub(crate) fn round(&mut self, record: &RoundRecord) {
-        let means: Vec<(String, f64)> =
-            record.metrics.iter().map(|mean| (mean.name.clone(), mean.value)).collect();
-        let sites = record.sites.iter().map(|one| site_record(&one.site, &one.result));
+        let means: Vec<(String, f64)> = record
+            .metrics
+            .iter()
+            .map(|mean| (mean.name.clone(), mean.value))
+            .collect();
+        let sites = record
+            .sites
+            .iter()
+            .map(|one| site_record(&one.site, &one.result));
         let line = metrics::RoundRecord {
             round: record.round,
             seconds: (record.ended - record.started).as_secs_f64(),
@@ -221,7 +257,8 @@ impl Watch {
         if let Some(metrics) = &mut self.metrics
             && let Err(error) = metrics.round(&line)
         {
-            self.logger.error(&format!("a round's metrics are lost: {error}"));
+            self.logger
+                .error(&format!("a round's metrics are lost: {error}"));
         }
         let contributed = record
             .sites
@@ -235,8 +272,10 @@ impl Watch {
             logger.info(note);
         }
         if record.result.is_some() {
-            let shown: Vec<String> =
-                means.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+            let shown: Vec<String> = means
+                .iter()
+                .map(|(name, value)| format!("{name} {value:.4}"))
+                .collect();
             logger.files_only().info(&format!(
                 "round {} done with {contributed} of {} sites in {:.3} s{}{}",
                 record.round,
@@ -260,19 +299,34 @@ impl Watch {
             && let Ok(name) = SiteName::new(GLOBAL)
         {
             for (metric, value) in &means {
-                self.scalar(&name, metric, *value, i64::from(record.round.0), SystemTime::now());
+                self.scalar(
+                    &name,
+                    metric,
+                    *value,
+                    i64::from(record.round.0),
+                    SystemTime::now(),
+                );
             }
         }
-        self.last = Some((record.round, means));
+        if record.result.is_some() {
+            self.last = Some((record.round, means));
+        }
     }
 
     /// A value that a trainer logged: JSON with `key`, `value`, `type`, `step`,
     /// `time`. What cannot be read is dropped and said once in the debug log.
     pub(crate) fn metric(&mut self, site: &SiteName, event: &str) {
         let Ok(Value::Object(mut event)) = serde_json::from_str::<Value>(event) else {
-            return self.logger.for_site(site).debug("a tracking event that is no JSON object was dropped");
+            return self
+                .logger
+                .for_site(site)
+                .debug("a tracking event that is no JSON object was dropped");
         };
-        let key = event.get("key").and_then(Value::as_str).unwrap_or("value").to_owned();
+        let key = event
+            .get("key")
+            .and_then(Value::as_str)
+            .unwrap_or("value")
+            .to_owned();
         let step = event.get("step").and_then(Value::as_i64).unwrap_or(0);
         let time = event.get("time").and_then(Value::as_f64).unwrap_or(0.0);
         let time = Duration::try_from_secs_f64(time)
@@ -323,9 +377,13 @@ impl Watch {
             events.clear();
         }
         let dir = self.run.events_dir(site);
-        let writer = events.entry(site.clone()).or_insert_with(|| TbWriter::new(&dir));
+        let writer = events
+            .entry(site.clone())
+            .or_insert_with(|| TbWriter::new(&dir));
         if let Err(error) = add(writer) {
-            self.logger.warning(&format!("{error}; TensorBoard events are no longer written"));
+            self.logger.warning(&format!(
+                "{error}; TensorBoard events are no longer written"
+            ));
             self.events = None;
         }
     }
@@ -339,7 +397,9 @@ impl Watch {
             lost = lost.or(writer.flush().err());
         }
         if let Some(error) = lost {
-            self.logger.warning(&format!("{error}; TensorBoard events are no longer written"));
+            self.logger.warning(&format!(
+                "{error}; TensorBoard events are no longer written"
+            ));
             self.events = None;
         }
     }
@@ -358,15 +418,28 @@ impl Watch {
     pub(crate) fn finished(&mut self, outcome: &Outcome) {
         let (status, message) = match outcome {
             Outcome::Completed { .. } => (RunStatus::Completed, "completed".to_owned()),
-            Outcome::CompletedWith { contributed, of, missed, .. } => {
+            Outcome::CompletedWith {
+                contributed,
+                of,
+                missed,
+                ..
+            } => {
                 for one in missed {
                     let site = one.site.clone();
                     self.failed(&site, Some(one.last), &one.cause);
                     self.logger.warning(&one.to_string());
                 }
-                (RunStatus::CompletedWithFailures, format!("completed with {contributed} of {of} sites"))
+                (
+                    RunStatus::CompletedWithFailures,
+                    format!("completed with {contributed} of {of} sites"),
+                )
             }
-            Outcome::Failed { cause, round, failures, .. } => {
+            Outcome::Failed {
+                cause,
+                round,
+                failures,
+                ..
+            } => {
                 for one in failures {
                     self.failed(&one.site, *round, &one.failure);
                 }
@@ -374,7 +447,8 @@ impl Watch {
                 (RunStatus::Failed, format!("failed: {cause}"))
             }
             Outcome::Aborted { reason } => {
-                self.logger.warning(&format!("the job was aborted: {reason}"));
+                self.logger
+                    .warning(&format!("the job was aborted: {reason}"));
                 (RunStatus::Aborted, format!("aborted: {reason}"))
             }
         };
@@ -418,12 +492,56 @@ impl Watch {
             self.logger.error(&format!("the summary is lost: {error}"));
         }
         // A cause was logged as an error, and is in the report.
-        self.progress.finish(if status == RunStatus::Failed { "failed" } else { &message });
+        self.progress.finish(if status == RunStatus::Failed {
+            "failed"
+        } else {
+            &message
+        });
     }
 }
 
+/// A round and its metrics over all sites.
+type Rated = (Round, Vec<(String, f64)>);
+
+/// The last round before `from` and the best one, as an earlier process wrote them.
+fn told_before(rounds: &Path, from: Round) -> (Option<Rated>, Option<Rated>) {
+    let (mut last, mut best) = (None, None);
+    if from == Round::default() {
+        return (last, best);
+    }
+    // What cannot be read is missing from the summary, and from nothing else.
+    let text = std::fs::read_to_string(rounds).unwrap_or_default();
+    for line in text.lines() {
+        let Ok(line) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        let number = line
+            .get("round")
+            .and_then(Value::as_u64)
+            .and_then(|round| u32::try_from(round).ok());
+        let Some(round) = number.map(Round).filter(|round| *round < from) else {
+            continue;
+        };
+        let metrics = line
+            .get("metrics")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten();
+        let metrics: Vec<_> = metrics
+            .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+            .collect();
+        if line.get("best") == Some(&Value::Bool(true)) {
+            best = Some((round, metrics.clone()));
+        }
+        last = Some((round, metrics));
+    }
+    (last, best)
+}
+
 fn split(part: Option<(Round, Vec<(String, f64)>)>) -> (Option<Round>, Vec<(String, f64)>) {
-    part.map_or((None, Vec::new()), |(round, metrics)| (Some(round), metrics))
+    part.map_or((None, Vec::new()), |(round, metrics)| {
+        (Some(round), metrics)
+    })
 }
 
 fn site_record(site: &SiteName, result: &SiteResult) -> metrics::SiteRecord {
@@ -435,7 +553,9 @@ fn site_record(site: &SiteName, result: &SiteResult) -> metrics::SiteRecord {
         failure: None,
     };
     match result {
-        SiteResult::Contributed { weight, metrics, .. } => {
+        SiteResult::Contributed {
+            weight, metrics, ..
+        } => {
             record.state = "done";
             record.weight = Some(*weight);
             record.metrics.clone_from(metrics);

@@ -41,7 +41,9 @@ async fn aborted_in(place: &Place, spec: &Value, round: u32) -> Arc<RunDir> {
         let answer = answer(&task);
         site.answer(&task, answer).await;
     }
-    server.abort.send_replace(Some("the lights went out".into()));
+    server
+        .abort
+        .send_replace(Some("the lights went out".into()));
     let (_, abort) = site.end().await;
     assert!(abort);
     site.stop().await;
@@ -65,9 +67,18 @@ async fn a_job_resumed_after_an_abort_in_mid_round_ends_with_the_same_bits() {
         let run = Arc::clone(&server.run);
         workers(&server).await;
         let report = server.report().await;
-        assert_eq!(report.status(), "completed", "round {round}: {:?}", report.outcome);
+        assert_eq!(
+            report.status(),
+            "completed",
+            "round {round}: {:?}",
+            report.outcome
+        );
         assert_eq!(report.resumed_after, round.checked_sub(1).map(Round));
-        assert_eq!(last_model(run.path()), last_model(whole.path()), "round {round}");
+        assert_eq!(
+            last_model(run.path()),
+            last_model(whole.path()),
+            "round {round}"
+        );
         let lines = std::fs::read_to_string(run.path().join("metrics/rounds.jsonl")).unwrap();
         assert_eq!(lines.lines().count(), 5, "{lines}");
     }
@@ -84,7 +95,11 @@ async fn the_jobs_clock_and_seed_go_on_over_a_resume() {
         (loaded.round, JobSnapshot::decode(&loaded.bytes).unwrap())
     };
     let (round, before) = newest(&run);
-    assert_eq!(round, Round(1), "the abort is kept with the last round that made a model");
+    assert_eq!(
+        round,
+        Round(1),
+        "the abort is kept with the last round that made a model"
+    );
     drop(run);
     let server = place.resume(&spec);
     let run = Arc::clone(&server.run);
@@ -108,7 +123,9 @@ async fn a_site_that_was_dismissed_takes_part_again_after_a_resume() {
     let server = place.start(&spec);
     let run = Arc::clone(&server.run);
     server
-        .worker("site-2", |_| Answer::Fail(Failure::new(FailureCode::Raised, Phase::Train, "no disk")))
+        .worker("site-2", |_| {
+            Answer::Fail(Failure::new(FailureCode::Raised, Phase::Train, "no disk"))
+        })
         .await;
     let mut site = server.site("site-1").await;
     let task = site.task().await;
@@ -137,9 +154,11 @@ async fn a_job_that_failed_is_tried_again() {
     server.worker("site-1", adds(0.3)).await;
     let mut good = adds(0.7);
     server
-        .worker("site-2", move |task| match task.key.as_ref().unwrap().round {
-            1 => Answer::Fail(Failure::new(FailureCode::Raised, Phase::Train, "no disk")),
-            _ => good(task),
+        .worker("site-2", move |task| {
+            match task.key.as_ref().unwrap().round {
+                1 => Answer::Fail(Failure::new(FailureCode::Raised, Phase::Train, "no disk")),
+                _ => good(task),
+            }
         })
         .await;
     assert_eq!(server.report().await.status(), "failed");
@@ -160,7 +179,10 @@ async fn a_job_that_is_done_says_so_again() {
     assert_eq!(server.report().await.status(), "completed");
     let server = place.resume(&spec);
     let report = server.report().await;
-    assert_eq!((report.status(), report.resumed_after), ("completed".into(), Some(Round(1))));
+    assert_eq!(
+        (report.status(), report.resumed_after),
+        ("completed".into(), Some(Round(1)))
+    );
 }
 
 #[tokio::test]
@@ -186,8 +208,20 @@ async fn sites_that_do_not_come_back_within_their_lease_are_done_without() {
     let server = place.resume(&spec);
     server.worker("site-1", |_| Answer::Params(vec![3.0])).await;
     let report = server.report().await;
-    assert_eq!(report.status(), "completed with 1 of 2 sites", "{:?}", report.outcome);
-    assert!(report.failures[0].failure.message.contains("within its lease"), "{:?}", report.failures);
+    assert_eq!(
+        report.status(),
+        "completed with 1 of 2 sites",
+        "{:?}",
+        report.outcome
+    );
+    assert!(
+        report.failures[0]
+            .failure
+            .message
+            .contains("within its lease"),
+        "{:?}",
+        report.failures
+    );
 }
 
 /// A job that is aborted in round 3, whose best model is that of round 0, which
@@ -201,7 +235,8 @@ async fn with_a_best_model(place: &Place) -> (Value, Arc<RunDir>) {
     for (round, accuracy) in [(0, 0.1), (1, 0.9), (2, 0.2)] {
         let task = site.task().await;
         assert_eq!(task.key.as_ref().unwrap().round, round);
-        site.answer(&task, Answer::Rated(vec![round as f32], accuracy)).await;
+        site.answer(&task, Answer::Rated(vec![round as f32], accuracy))
+            .await;
     }
     site.task().await;
     server.abort.send_replace(Some("enough".into()));
@@ -217,7 +252,9 @@ async fn with_a_best_model(place: &Place) -> (Value, Arc<RunDir>) {
 async fn resumed_with(place: &Place, spec: &Value) -> (String, Option<f32>) {
     let server = place.resume(spec);
     let run = Arc::clone(&server.run);
-    server.worker("site-1", |_| Answer::Rated(vec![7.0], 0.5)).await;
+    server
+        .worker("site-1", |_| Answer::Rated(vec![7.0], 0.5))
+        .await;
     let report = server.report().await;
     assert_eq!(report.status(), "completed", "{:?}", report.outcome);
     let best = std::fs::read(run.models_dir().join("best.safetensors")).ok();
@@ -232,6 +269,21 @@ async fn the_best_model_survives_a_resume() {
     let (log, best) = resumed_with(&place, &spec).await;
     assert_eq!(best, Some(0.0));
     assert!(!log.contains("best model"), "{log}");
+    // What was before the resume is part of what the job came to.
+    let run = place.resume(&spec);
+    let path = run.run.path().to_owned();
+    assert_eq!(run.report().await.status(), "completed");
+    let summary = common::summary(&path);
+    assert_eq!(
+        (&summary["best_round"], &summary["best_key_metric"]),
+        (&json!(1), &json!(0.9))
+    );
+    assert_eq!(
+        (&summary["final_round"], &summary["final_key_metric"]),
+        (&json!(4), &json!(0.5))
+    );
+    assert_eq!(summary["models"]["best"], "models/best.safetensors");
+    assert_eq!(summary["models"]["latest"], "models/last.safetensors");
 }
 
 #[tokio::test]
@@ -292,6 +344,8 @@ async fn without_its_global_model_a_job_says_so() {
     drop(run);
     let server = place.resume(&spec);
     let report = server.report().await;
-    let Outcome::Failed { cause, .. } = &report.outcome else { panic!("{report:?}") };
+    let Outcome::Failed { cause, .. } = &report.outcome else {
+        panic!("{report:?}")
+    };
     assert!(cause.contains("did not outlive the restart"), "{cause}");
 }

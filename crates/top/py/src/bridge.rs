@@ -73,7 +73,11 @@ impl Task {
     /// Extra facts, as a JSON object.
     #[getter]
     fn meta(&self) -> &str {
-        if self.meta.is_empty() { "{}" } else { &self.meta }
+        if self.meta.is_empty() {
+            "{}"
+        } else {
+            &self.meta
+        }
     }
 
     /// The model to work on; None when there is none yet.
@@ -100,7 +104,9 @@ impl Bridge {
                 check,
             )
         })?;
-        Ok(Self { client: Mutex::new(Some(Arc::new(client))) })
+        Ok(Self {
+            client: Mutex::new(Some(Arc::new(client))),
+        })
     }
 
     /// What the agent wants the trainer to know, as JSON.
@@ -118,17 +124,31 @@ impl Bridge {
         let timeout = match timeout {
             None => None,
             Some(seconds) => Some(Duration::try_from_secs_f64(seconds).map_err(|_| {
-                PyValueError::new_err(format!("timeout is {seconds}, expected seconds from 0 up, or None"))
+                PyValueError::new_err(format!(
+                    "timeout is {seconds}, expected seconds from 0 up, or None"
+                ))
             })?),
         };
         match waiting(py, |check| client.next(timeout, check))? {
             Outcome::Ended(_) => Ok(None),
-            Outcome::Task(Job { key, start_round, total_rounds, meta, model }) => {
+            Outcome::Task(Job {
+                key,
+                start_round,
+                total_rounds,
+                meta,
+                model,
+            }) => {
                 let model = match model {
                     None => None,
                     Some(mapping) => Some(Py::new(py, ModelFile::new(py, mapping)?)?),
                 };
-                Ok(Some(Task { key, start_round: start_round.0, total_rounds, meta, model }))
+                Ok(Some(Task {
+                    key,
+                    start_round: start_round.0,
+                    total_rounds,
+                    meta,
+                    model,
+                }))
             }
         }
     }
@@ -136,7 +156,10 @@ impl Bridge {
     /// Hands a task's result over; returns when the agent has taken it, True, or
     /// when the job ended meanwhile, False.
     #[pyo3(signature = (task, *, model=None, file=None, params_type=None, metrics, meta, state_file=None))]
-    #[expect(clippy::too_many_arguments, reason = "keyword arguments of a Python method")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of a Python method"
+    )]
     fn send(
         &self,
         py: Python<'_>,
@@ -193,12 +216,26 @@ impl Bridge {
         traceback: String,
     ) -> PyResult<()> {
         let client = self.client(py)?;
-        waiting(py, |check| client.failed(Failed { code, phase, message, traceback }, check))
+        waiting(py, |check| {
+            client.failed(
+                Failed {
+                    code,
+                    phase,
+                    message,
+                    traceback,
+                },
+                check,
+            )
+        })
     }
 
     /// Says goodbye. Safe to call twice.
     fn close(&self, py: Python<'_>) {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let client = self
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         // Another thread may still wait on it; then the last one to let go closes.
         if let Some(client) = client.and_then(Arc::into_inner) {
             py.detach(|| client.close(&mut || Ok(())));
@@ -208,7 +245,11 @@ impl Bridge {
 
 impl Bridge {
     fn client(&self, py: Python<'_>) -> PyResult<Arc<BridgeClient>> {
-        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         client.ok_or_else(|| {
             crate::errors::raise(
                 py,

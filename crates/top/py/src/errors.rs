@@ -38,8 +38,20 @@ impl Raise<'_> {
 }
 
 /// An exception of a class without further arguments.
-pub(crate) fn raise(py: Python<'_>, class: &str, message: impl Into<String>, hint: impl Into<String>) -> PyErr {
-    Raise { class, message: message.into(), hint: hint.into(), code: "", extra: Vec::new() }.into_err(py)
+pub(crate) fn raise(
+    py: Python<'_>,
+    class: &str,
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> PyErr {
+    Raise {
+        class,
+        message: message.into(),
+        hint: hint.into(),
+        code: "",
+        extra: Vec::new(),
+    }
+    .into_err(py)
 }
 
 /// The error and its sources as one sentence.

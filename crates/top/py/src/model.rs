@@ -32,12 +32,17 @@ pub(crate) struct ModelFile {
 impl ModelFile {
     pub(crate) fn new(py: Python<'_>, mapping: Mapping) -> PyResult<Self> {
         let bytes = mapping.as_slice();
-        let header = ModelHeader::parse(bytes, bytes.len() as u64)
-            .map_err(|error| raise(py, "ModelError", format!("not a model: {}", sentence(&error)), ""))?;
+        let header = ModelHeader::parse(bytes, bytes.len() as u64).map_err(|error| {
+            raise(
+                py,
+                "ModelError",
+                format!("not a model: {}", sentence(&error)),
+                "",
+            )
+        })?;
         Ok(Self { mapping, header })
     }
 }
-
 
 #[pymethods]
 impl ModelFile {
@@ -48,8 +53,9 @@ impl ModelFile {
     ///     OSError: it cannot be read.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let mapping = Mapping::open(&path)
-            .map_err(|error| PyOSError::new_err(format!("{}: {}", path.display(), sentence(&error))))?;
+        let mapping = Mapping::open(&path).map_err(|error| {
+            PyOSError::new_err(format!("{}: {}", path.display(), sentence(&error)))
+        })?;
         Self::new(py, mapping)
     }
 
@@ -67,7 +73,13 @@ impl ModelFile {
         let entries = self.header.tensors().iter().map(|tensor| {
             let shape = pyo3::types::PyTuple::new(py, &tensor.shape)?;
             let name: &str = &tensor.name;
-            (name, tensor.dtype.as_str(), shape, start + tensor.start, tensor.size())
+            (
+                name,
+                tensor.dtype.as_str(),
+                shape,
+                start + tensor.start,
+                tensor.size(),
+            )
                 .into_pyobject(py)
         });
         let entries = entries.collect::<PyResult<Vec<_>>>()?;
@@ -82,7 +94,9 @@ impl ModelFile {
     /// Second names of tensors.
     fn aliases(&self) -> BTreeMap<String, String> {
         let aliases = self.header.aliases().iter();
-        aliases.map(|(alias, name)| (alias.to_string(), name.to_string())).collect()
+        aliases
+            .map(|(alias, name)| (alias.to_string(), name.to_string()))
+            .collect()
     }
 
     /// The file's own metadata.
@@ -97,7 +111,10 @@ impl ModelFile {
             .mapping
             .again()
             .map_err(|error| pyo3::exceptions::PyMemoryError::new_err(sentence(&error)))?;
-        Ok(Self { mapping, header: self.header.clone() })
+        Ok(Self {
+            mapping,
+            header: self.header.clone(),
+        })
     }
 
     fn __len__(&self) -> usize {
@@ -121,10 +138,13 @@ impl ModelFile {
         // SAFETY: `view` is valid for writing by the protocol's contract; the
         // bytes stay where they are, readable and writable, while the mapping
         // lives, and the view holds a reference to its owner.
-        let filled = unsafe {
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pointer.cast(), length, 0, flags)
-        };
-        if filled == -1 { Err(PyErr::fetch(slf.py())) } else { Ok(()) }
+        let filled =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pointer.cast(), length, 0, flags) };
+        if filled == -1 {
+            Err(PyErr::fetch(slf.py()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -162,7 +182,9 @@ pub(crate) fn write_model<'py>(
     if let Some(tree) = tree {
         builder.tree(Tree::parse(tree).map_err(|error| refused(sentence(&error)))?);
     }
-    let (head, header) = builder.encode().map_err(|error| refused(sentence(&error)))?;
+    let (head, header) = builder
+        .encode()
+        .map_err(|error| refused(sentence(&error)))?;
     // By place in the file, which differs from the user's order.
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&at| header.tensors().get(at).map_or(0, |tensor| tensor.start));
@@ -206,7 +228,11 @@ struct Piece<'a, 'py> {
 impl Piece<'_, '_> {
     /// Lends the tensor's bytes; they are let go before the next tensor's turn.
     fn with(&self, take: impl FnOnce(&[u8]) -> PyResult<()>) -> PyResult<()> {
-        let made = if self.data.is_callable() { self.data.call0()? } else { self.data.clone() };
+        let made = if self.data.is_callable() {
+            self.data.call0()?
+        } else {
+            self.data.clone()
+        };
         let view = View::of(&made)?;
         let bytes = view.bytes();
         if bytes.len() as u64 != self.size {
@@ -232,13 +258,15 @@ impl<'py> View<'py> {
         let mut raw = Box::new(ffi::Py_buffer::new());
         // SAFETY: `object` is alive and `raw` is writable. `PyBUF_SIMPLE` asks for
         // contiguous bytes and fails otherwise.
-        let got = unsafe {
-            ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *raw, ffi::PyBUF_SIMPLE)
-        };
+        let got =
+            unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &raw mut *raw, ffi::PyBUF_SIMPLE) };
         if got == -1 {
             return Err(PyErr::fetch(object.py()));
         }
-        Ok(Self { raw, _py: object.py() })
+        Ok(Self {
+            raw,
+            _py: object.py(),
+        })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -269,9 +297,9 @@ struct Aside {
 
 impl Aside {
     fn create(path: &Path) -> PyResult<Self> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| PyValueError::new_err(format!("`{}` does not name a file", path.display())))?;
+        let name = path.file_name().ok_or_else(|| {
+            PyValueError::new_err(format!("`{}` does not name a file", path.display()))
+        })?;
         let mut aside = std::ffi::OsString::from(".");
         aside.push(name);
         aside.push(format!(".{}.part", std::process::id()));
@@ -283,7 +311,10 @@ impl Aside {
             .mode(0o600)
             .open(&aside)
             .map_err(|error| named(&error, &aside))?;
-        Ok(Self { file: Some(io::BufWriter::with_capacity(WRITE_BUFFER, file)), path: aside })
+        Ok(Self {
+            file: Some(io::BufWriter::with_capacity(WRITE_BUFFER, file)),
+            path: aside,
+        })
     }
 
     fn write(&mut self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {

@@ -20,7 +20,9 @@ use crate::errors::{Raise, raise, sentence};
 ///     firesteel.errors.SpecError: naming the field that is wrong.
 #[pyfunction]
 pub(crate) fn validate_job(py: Python<'_>, spec_json: &str) -> PyResult<()> {
-    JobSpec::parse(spec_json.as_bytes()).map(drop).map_err(|error| spec_error(py, &error))
+    JobSpec::parse(spec_json.as_bytes())
+        .map(drop)
+        .map_err(|error| spec_error(py, &error))
 }
 
 fn spec_error(py: Python<'_>, error: &SpecError) -> PyErr {
@@ -47,7 +49,9 @@ impl Simulation {
     fn new(py: Python<'_>, spec_json: &str, options_json: &str) -> PyResult<Self> {
         let inner = firesteel_sim::Simulation::new(spec_json.as_bytes(), options_json.as_bytes())
             .map_err(|error| spec_error(py, &error))?;
-        Ok(Self { inner: Mutex::new(inner) })
+        Ok(Self {
+            inner: Mutex::new(inner),
+        })
     }
 
     /// Starts it on threads of its own.
@@ -90,7 +94,9 @@ impl Simulation {
     fn result(&self, py: Python<'_>) -> PyResult<String> {
         let result = self.lock().result();
         match result {
-            None => Err(PyRuntimeError::new_err("the simulation has not ended, or its result was taken")),
+            None => Err(PyRuntimeError::new_err(
+                "the simulation has not ended, or its result was taken",
+            )),
             Some(Ok(outcome)) => Ok(outcome_json(&outcome).to_string()),
             Some(Err(error)) => Err(sim_error(py, &error)),
         }

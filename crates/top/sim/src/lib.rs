@@ -62,8 +62,18 @@ impl Simulation {
         let (abort, abort_seen) = watch::channel(None);
         let (status_told, status) = watch::channel(None);
         let shared = Arc::new(Shared::default());
-        let plan = run::Plan { spec, options, abort: abort_seen, status: status_told };
-        Ok(Self { plan: Some(plan), shared, abort, status })
+        let plan = run::Plan {
+            spec,
+            options,
+            abort: abort_seen,
+            status: status_told,
+        };
+        Ok(Self {
+            plan: Some(plan),
+            shared,
+            abort,
+            status,
+        })
     }
 
     /// Starts it on threads of its own. A second call does nothing.
@@ -75,12 +85,14 @@ impl Simulation {
             return Ok(());
         };
         let shared = Arc::clone(&self.shared);
-        std::thread::Builder::new().name("firesteel-sim".to_owned()).spawn(move || {
-            let ending = Ending(Arc::clone(&shared));
-            let result = run::run(plan, |dir| shared.lock().run_dir = Some(dir));
-            shared.lock().result = Some(result);
-            drop(ending);
-        })?;
+        std::thread::Builder::new()
+            .name("firesteel-sim".to_owned())
+            .spawn(move || {
+                let ending = Ending(Arc::clone(&shared));
+                let result = run::run(plan, |dir| shared.lock().run_dir = Some(dir));
+                shared.lock().result = Some(result);
+                drop(ending);
+            })?;
         Ok(())
     }
 
@@ -107,7 +119,11 @@ impl Simulation {
     /// How it ended, once; `None` while it runs, and after it was taken.
     pub fn result(&self) -> Option<Result<SimOutcome, SimError>> {
         let mut state = self.shared.lock();
-        if state.over { state.result.take() } else { None }
+        if state.over {
+            state.result.take()
+        } else {
+            None
+        }
     }
 }
 

@@ -31,7 +31,9 @@ impl SimOutcome {
     /// Rounds that were done.
     pub fn rounds(&self) -> Option<u32> {
         match &self.report.outcome {
-            Outcome::Completed { rounds, .. } | Outcome::CompletedWith { rounds, .. } => Some(*rounds),
+            Outcome::Completed { rounds, .. } | Outcome::CompletedWith { rounds, .. } => {
+                Some(*rounds)
+            }
             _ => None,
         }
     }
@@ -39,7 +41,9 @@ impl SimOutcome {
     /// Why it stopped where it did.
     pub fn stop(&self) -> Option<String> {
         match &self.report.outcome {
-            Outcome::Completed { stop, .. } | Outcome::CompletedWith { stop, .. } => Some(stop.to_string()),
+            Outcome::Completed { stop, .. } | Outcome::CompletedWith { stop, .. } => {
+                Some(stop.to_string())
+            }
             _ => None,
         }
     }

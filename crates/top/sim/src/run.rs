@@ -13,7 +13,9 @@ use firesteel_observe::{
     ConfigError, Console, ConsoleStyle, JobLine, LogConfig, Logger, Logs, Progress,
 };
 use firesteel_server::{Job, JobError, JobParts, Watch};
-use firesteel_store::{DiskPlan, ObjectError, RunDir, RunError, SpaceError, StoreError, check_free, disk_needed};
+use firesteel_store::{
+    DiskPlan, ObjectError, RunDir, RunError, SpaceError, StoreError, check_free, disk_needed,
+};
 use firesteel_wire::options::SimOptions;
 use firesteel_wire::spec::{Algorithm, JobSpec, Mode};
 use tokio::sync::{mpsc, watch};
@@ -110,7 +112,12 @@ pub(crate) fn run(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
 }
 
 async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, SimError> {
-    let Plan { spec, options, abort, status } = plan;
+    let Plan {
+        spec,
+        options,
+        abort,
+        status,
+    } = plan;
     let durations = options.durations.resolve();
     let style = ConsoleStyle::parse(&options.console).ok_or(SimError::Option {
         field: "console",
@@ -121,15 +128,24 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         ConsoleStyle::Auto if options.debug.is_some() => ConsoleStyle::Plain,
         style => style,
     };
-    if let Some(site) = options.debug.as_ref().filter(|site| !spec.sites.contains(site)) {
+    if let Some(site) = options
+        .debug
+        .as_ref()
+        .filter(|site| !spec.sites.contains(site))
+    {
         let problem = format!("names `{site}`, which is not a site of this job");
-        return Err(SimError::Option { field: "debug", problem });
+        return Err(SimError::Option {
+            field: "debug",
+            problem,
+        });
     }
     check_disk(&options, &spec)?;
     let workspace = options.workspace.as_deref().unwrap_or(&options.root);
     let run = Arc::new(open_run(&options, &spec)?);
     placed(run.path().to_owned());
-    let config = LogConfig::resolve(Some(workspace), options.log.as_deref(), |name| std::env::var(name).ok())?;
+    let config = LogConfig::resolve(Some(workspace), options.log.as_deref(), |name| {
+        std::env::var(name).ok()
+    })?;
     let console = Console::stderr(style);
     let logs = Logs::open(run.path(), config, console.clone());
     let id = JobId::new(&spec.name).map_err(|error| SimError::Option {
@@ -150,7 +166,20 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
         (spec.policy.round_s, spec.policy.task_s, spec.policy.grace_s) = (None, None, None);
         (durations.round, durations.task) = (None, None);
     }
-    let result = federate(Scene { spec, options, run, id, logger: logger.clone(), console: console.clone(), durations }, abort, status).await;
+    let result = federate(
+        Scene {
+            spec,
+            options,
+            run,
+            id,
+            logger: logger.clone(),
+            console: console.clone(),
+            durations,
+        },
+        abort,
+        status,
+    )
+    .await;
     if let Err(error) = &result {
         logger.error(&error.to_string());
     }
@@ -174,17 +203,33 @@ async fn federate(
     abort: watch::Receiver<Option<String>>,
     status: watch::Sender<Option<Status>>,
 ) -> Result<SimOutcome, SimError> {
-    let Scene { spec, options, run, id, logger, console, durations } = scene;
+    let Scene {
+        spec,
+        options,
+        run,
+        id,
+        logger,
+        console,
+        durations,
+    } = scene;
     let objects = run.objects()?;
     let supervisor = start_supervisor(&spec, &options, &logger, durations).await?;
     let rejected = logger.named("firesteel.bridge");
     let listener = BridgeListener::bind(None, durations.connect, move |rejection| {
         rejected.warning(&rejection.to_string());
     })?;
-    let Algorithm::Fedavg { num_rounds, start_round } = spec.algorithm;
+    let Algorithm::Fedavg {
+        num_rounds,
+        start_round,
+    } = spec.algorithm;
     let progress = Progress::new(
         console,
-        JobLine { name: spec.name.clone(), sites: spec.site_names(), rounds: num_rounds, start_round },
+        JobLine {
+            name: spec.name.clone(),
+            sites: spec.site_names(),
+            rounds: num_rounds,
+            start_round,
+        },
     );
     let first = first_round(&run, options.resume)?;
     let watch = Watch::new(&logger, progress, Arc::clone(&run), &spec, durations, first);
@@ -196,7 +241,8 @@ async fn federate(
     let mut ends = Vec::with_capacity(spec.sites.len());
     for site in spec.site_names() {
         let (near, far) = firesteel_net::pipe(PIPE);
-        let attached = spec.trainer.mode == Mode::Attach || options.debug.as_deref() == Some(site.as_str());
+        let attached =
+            spec.trainer.mode == Mode::Attach || options.debug.as_deref() == Some(site.as_str());
         let launch = match (&supervisor, attached) {
             (Some(supervisor), false) => Launch::Supervised(supervisor.clone()),
             _ => {
@@ -226,7 +272,10 @@ async fn federate(
                 Ok(()) => {}
                 // The job ended before it was this site's turn.
                 Err(error @ AgentError::Closed) => log.debug(&format!("{name}: {error}")),
-                Err(error) => log.for_site(&name).error(&format!("the agent of {name} ended early: {}", sentence(&error))),
+                Err(error) => log.for_site(&name).error(&format!(
+                    "the agent of {name} ended early: {}",
+                    sentence(&error)
+                )),
             }
         });
         ends.push(far);
@@ -244,7 +293,16 @@ async fn federate(
         None => random_seed(),
     };
     let threads = options.threads.unwrap_or_else(cores);
-    let parts = JobParts { id, spec, seed, run, objects, watch, durations, threads };
+    let parts = JobParts {
+        id,
+        spec,
+        seed,
+        run,
+        objects,
+        watch,
+        durations,
+        threads,
+    };
     let result = Job::run(parts, options.resume, incoming, abort, status).await;
     drain(&mut agents, &logger, durations).await;
     if let Some(supervisor) = supervisor {
@@ -260,12 +318,17 @@ async fn drain(agents: &mut JoinSet<()>, logger: &Logger, durations: Durations) 
     let waiting = async {
         while let Some(ended) = agents.join_next().await {
             if let Err(error) = ended {
-                logger.error(&format!("an agent broke: {error}; this is a bug, please report it"));
+                logger.error(&format!(
+                    "an agent broke: {error}; this is a bug, please report it"
+                ));
             }
         }
     };
     if tokio::time::timeout(limit, waiting).await.is_err() {
-        logger.warning(&format!("{} agents did not end within {limit:?}", agents.len()));
+        logger.warning(&format!(
+            "{} agents did not end within {limit:?}",
+            agents.len()
+        ));
         agents.abort_all();
     }
 }
@@ -299,7 +362,10 @@ async fn start_supervisor(
     let logger = logger.named("firesteel.launch");
     let supervisor = Supervisor::start(config, move |notice| match notice {
         SupervisorNotice::WarmReady { failed, import, .. } => {
-            logger.debug(&format!("libraries imported in {:.2} s", import.as_secs_f64()));
+            logger.debug(&format!(
+                "libraries imported in {:.2} s",
+                import.as_secs_f64()
+            ));
             for (module, why) in failed {
                 logger.debug(&format!("`{module}` could not be imported ahead: {why}"));
             }
@@ -341,7 +407,11 @@ fn first_round(run: &RunDir, resume: bool) -> Result<Round, SimError> {
 
 /// Whether the disk has room for what the job will add to it.
 fn check_disk(options: &SimOptions, spec: &JobSpec) -> Result<(), SimError> {
-    let kept = if options.resume { kept_models(options, spec) } else { Vec::new() };
+    let kept = if options.resume {
+        kept_models(options, spec)
+    } else {
+        Vec::new()
+    };
     let model_len = spec
         .initial_model
         .as_ref()
@@ -358,7 +428,10 @@ fn check_disk(options: &SimOptions, spec: &JobSpec) -> Result<(), SimError> {
         site_state_len: 0,
     };
     let there: u64 = kept.iter().sum();
-    Ok(check_free(&options.root, disk_needed(&plan).saturating_sub(there))?)
+    Ok(check_free(
+        &options.root,
+        disk_needed(&plan).saturating_sub(there),
+    )?)
 }
 
 /// The sizes of the models that the run to be resumed holds, each file once.
@@ -394,5 +467,7 @@ fn cores() -> usize {
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // The standard library seeds its hash maps from the system's generator.
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
 }

@@ -26,7 +26,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PROCESSES: &str = env!("CARGO_BIN_EXE_firesteel-processes-for-agent-tests");
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it did not happen in time")
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("it did not happen in time")
 }
 
 /// Asks again and again until there is an answer.
@@ -52,15 +54,25 @@ pub fn model(values: &[f32]) -> Vec<u8> {
 pub fn values_in(bytes: &[u8]) -> Vec<f32> {
     let header = ModelHeader::parse(bytes, bytes.len() as u64).unwrap();
     let data = header.bytes_of(header.get("w").unwrap(), bytes).unwrap();
-    data.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    data.chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect()
 }
 
 pub fn inline(bytes: Vec<u8>) -> Object {
-    Object { length: bytes.len() as u64, inline: Some(Bytes::from(bytes)), id: 0 }
+    Object {
+        length: bytes.len() as u64,
+        inline: Some(Bytes::from(bytes)),
+        id: 0,
+    }
 }
 
 pub fn stored(object: &ModelObject) -> Object {
-    Object { inline: None, id: object.id().0, length: object.len() }
+    Object {
+        inline: None,
+        id: object.id().0,
+        length: object.len(),
+    }
 }
 
 /// Everything around an agent that is not the agent.
@@ -98,7 +110,8 @@ impl Bench {
             stop_grace: durations.stop_grace,
         };
         let supervisor = Supervisor::start(config, |_| {}).await.unwrap();
-        let listener = BridgeListener::bind(Some(folder.path()), durations.connect, |_| {}).unwrap();
+        let listener =
+            BridgeListener::bind(Some(folder.path()), durations.connect, |_| {}).unwrap();
         let objects = Objects::open(&folder.path().join("objects")).unwrap();
         let config = LogConfig::resolve(None, Some("verbose"), |_| None).unwrap();
         Self {
@@ -194,12 +207,21 @@ impl Bench {
         let (near, far) = pipe(64 * 1024);
         let agent = tokio::spawn(Agent::run(self.parts(site), near));
         let (reader, writer) = split(far);
-        let mut server = Server { site: site.to_owned(), reader, writer: Some(writer), agent };
+        let mut server = Server {
+            site: site.to_owned(),
+            reader,
+            writer: Some(writer),
+            agent,
+        };
         match server.next().await {
             Some(to_server::Body::Hello(hello)) => assert_eq!(hello.site, site),
             other => panic!("{other:?} instead of a hello"),
         }
-        let welcome = Welcome { protocol: 1, build: "test".into(), lease_epoch: 1 };
+        let welcome = Welcome {
+            protocol: 1,
+            build: "test".into(),
+            lease_epoch: 1,
+        };
         server.say(to_site::Body::Welcome(welcome)).await;
         let start = StartJob {
             job: "test".into(),
@@ -219,13 +241,17 @@ impl Bench {
 
 pub fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
         !matches!(state, Some('Z' | 'X') | None)
     })
 }
 
 pub fn kill(pid: u32) {
-    let killed = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
     assert!(killed.unwrap().success());
 }
 
@@ -240,7 +266,9 @@ pub struct Server {
 impl Server {
     pub async fn say(&mut self, body: to_site::Body) {
         let message = ToSite { body: Some(body) };
-        within(self.writer.as_mut().unwrap().send(&message)).await.unwrap();
+        within(self.writer.as_mut().unwrap().send(&message))
+            .await
+            .unwrap();
     }
 
     pub async fn next(&mut self) -> Option<to_server::Body> {
@@ -249,7 +277,11 @@ impl Server {
     }
 
     pub fn key(&self, round: u32, attempt: u32) -> Key {
-        Key { round, site: self.site.clone(), attempt }
+        Key {
+            round,
+            site: self.site.clone(),
+            attempt,
+        }
     }
 
     pub async fn assign(&mut self, round: u32, attempt: u32, model: Option<Object>) {
@@ -264,7 +296,10 @@ impl Server {
     }
 
     pub async fn cancel(&mut self, round: u32, attempt: u32) {
-        let cancel = Cancel { key: Some(self.key(round, attempt)), reason: "not wanted".into() };
+        let cancel = Cancel {
+            key: Some(self.key(round, attempt)),
+            reason: "not wanted".into(),
+        };
         self.say(to_site::Body::Cancel(cancel)).await;
     }
 
@@ -272,7 +307,9 @@ impl Server {
     pub async fn state(&mut self, state: TaskState) {
         loop {
             match self.next().await {
-                Some(to_server::Body::TaskProgress(progress)) if progress.state() == state => return,
+                Some(to_server::Body::TaskProgress(progress)) if progress.state() == state => {
+                    return;
+                }
                 Some(to_server::Body::TaskProgress(_) | to_server::Body::TaskAccepted(_)) => {}
                 other => panic!("{other:?} before {state:?}"),
             }
@@ -294,7 +331,9 @@ impl Server {
         loop {
             match self.next().await {
                 Some(to_server::Body::Update(update)) => return Ok(update),
-                Some(to_server::Body::TaskFailed(failed)) => return Err(failed.failure.unwrap().into()),
+                Some(to_server::Body::TaskFailed(failed)) => {
+                    return Err(failed.failure.unwrap().into());
+                }
                 Some(to_server::Body::TaskProgress(_) | to_server::Body::TaskAccepted(_)) => {}
                 other => panic!("{other:?} instead of an end"),
             }
@@ -319,7 +358,11 @@ impl Server {
 
     /// Ends the job; how many trainers had to be forced.
     pub async fn end(mut self, abort: bool) -> u32 {
-        self.say(to_site::Body::EndJob(EndJob { reason: "it is over".into(), abort })).await;
+        self.say(to_site::Body::EndJob(EndJob {
+            reason: "it is over".into(),
+            abort,
+        }))
+        .await;
         self.ended().await
     }
 

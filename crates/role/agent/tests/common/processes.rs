@@ -11,7 +11,7 @@
 //! | `stale` | answers a task that nobody gave |
 //! | `serve X` | `next` and `send X` until there is no more |
 //! | `metrics N L M` | answers with N metrics whose names have L bytes, and one of M |
-//! | `inline N` | answers with N bytes of model in the message |
+//! | `inline N` | answers with N bytes of model in the message, and does not wait |
 //! | `type T` | answers with params of type T |
 //! | `state F` | answers and keeps what the file of the last state had and a `+` |
 //! | `failed S` | reports that the script raised S |
@@ -26,7 +26,11 @@
 //! | `exit N`, `signal S`, `hang` | ends so, or not at all |
 //! | `in N …`, `at S …` | does the rest of the line in round N, at site S only |
 
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a program of the tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a program of the tests"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -35,7 +39,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use firesteel_bridge::{BridgeClient, Delivery, Dial, Interrupted, Job, Outcome, Outgoing, ResultModel};
+use firesteel_bridge::{
+    BridgeClient, Delivery, Dial, Interrupted, Job, Outcome, Outgoing, ResultModel,
+};
 use firesteel_tensor::{DType, HeaderBuilder, ModelHeader};
 use firesteel_wire::bridge::{self as say, FromAgent, FromTrainer, from_agent, from_trainer};
 
@@ -91,15 +97,22 @@ impl Trainer {
             "serve" => self.serve(rest.parse().unwrap()),
             "stale" => self.stale(),
             "metrics" => {
-                let numbers: Vec<usize> = rest.split(' ').map(|word| word.parse().unwrap()).collect();
+                let numbers: Vec<usize> =
+                    rest.split(' ').map(|word| word.parse().unwrap()).collect();
                 let name = |n: usize, length: usize| format!("{n:0length$}");
-                let mut metrics: BTreeMap<_, _> =
-                    (1..=numbers[0]).map(|n| (name(n, numbers[1]), 1.0)).collect();
+                let mut metrics: BTreeMap<_, _> = (1..=numbers[0])
+                    .map(|n| (name(n, numbers[1]), 1.0))
+                    .collect();
                 metrics.insert(name(0, numbers[2]), 1.0);
                 self.send(1.0, metrics);
             }
             "inline" => self.inline(rest.parse().unwrap()),
-            "type" => self.deliver(rest, ResultModel::Inline(model(&[1.0]).into()), BTreeMap::new(), ""),
+            "type" => self.deliver(
+                rest,
+                ResultModel::Inline(model(&[1.0]).into()),
+                BTreeMap::new(),
+                "",
+            ),
             "state" => self.state(rest),
             "failed" => {
                 let failed = say::Failed {
@@ -116,29 +129,45 @@ impl Trainer {
             "say" => println!("{rest}"),
             "err" => eprintln!("{}", rest.replace("\\n", "\n")),
             "chatter" => (0..rest.parse().unwrap()).for_each(|n: u32| {
-                self.client().log(20, "custom.test", &format!("line {n} of a great many {}", "x".repeat(200)));
+                self.client().log(
+                    20,
+                    "custom.test",
+                    &format!("line {n} of a great many {}", "x".repeat(200)),
+                );
             }),
             "track" => self.client().metric(rest),
             "touch" => std::fs::write(rest, "").unwrap(),
             "wait" => wait_for(Path::new(rest)),
             "leave" => std::fs::write(self.outbox().join(rest), vec![0; 100_000]).unwrap(),
             "lines" => {
-                let mut file = std::fs::OpenOptions::new().append(true).create(true).open(rest).unwrap();
-                writeln!(file, "{}", std::process::id()).unwrap();
+                let mut file = std::fs::OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(rest)
+                    .unwrap();
+                // In one piece: others write there, too.
+                file.write_all(format!("{}\n", std::process::id()).as_bytes())
+                    .unwrap();
             }
             "exit" => std::process::exit(rest.parse().unwrap()),
             "signal" => {
                 let me = std::process::id().to_string();
                 // The first of some is only noted by the runtime.
                 for _ in 0..3 {
-                    std::process::Command::new("kill").args([&format!("-{rest}"), &me]).status().unwrap();
+                    std::process::Command::new("kill")
+                        .args([&format!("-{rest}"), &me])
+                        .status()
+                        .unwrap();
                 }
             }
             "hang" => std::thread::sleep(LIFE),
             "in" | "at" => {
                 let (which, then) = rest.split_once(' ').unwrap();
                 let here = match word {
-                    "in" => self.task.as_ref().is_some_and(|task| task.key.round == which.parse::<u32>().unwrap()),
+                    "in" => self
+                        .task
+                        .as_ref()
+                        .is_some_and(|task| task.key.round == which.parse::<u32>().unwrap()),
                     _ => self.welcome["site"] == which,
                 };
                 if here {
@@ -187,7 +216,10 @@ impl Trainer {
     fn send(&mut self, add: f32, metrics: BTreeMap<String, f64>) {
         let task = self.task.as_ref().expect("a task was given");
         let values = match &task.model {
-            Some(model) => values_in(model.as_slice()).into_iter().map(|value| value * 1.1 + add).collect(),
+            Some(model) => values_in(model.as_slice())
+                .into_iter()
+                .map(|value| value * 1.1 + add)
+                .collect(),
             None => vec![add],
         };
         let bytes = model(&values);
@@ -202,7 +234,13 @@ impl Trainer {
         self.deliver("FULL", model, metrics, "");
     }
 
-    fn deliver(&mut self, params_type: &str, model: ResultModel, metrics: BTreeMap<String, f64>, state: &str) {
+    fn deliver(
+        &mut self,
+        params_type: &str,
+        model: ResultModel,
+        metrics: BTreeMap<String, f64>,
+        state: &str,
+    ) {
         let key = self.task.take().expect("a task was given").key;
         let result = Outgoing {
             params_type: params_type.into(),
@@ -230,20 +268,34 @@ impl Trainer {
             meta: String::new(),
             state_file: String::new(),
         };
-        assert_eq!(self.client().send_result(&key, result, &mut never()).unwrap(), Delivery::Taken);
+        assert_eq!(
+            self.client()
+                .send_result(&key, result, &mut never())
+                .unwrap(),
+            Delivery::Taken
+        );
     }
 
     fn state(&mut self, file: &str) {
-        let before = self.welcome["state_file"].as_str().map(|path| std::fs::read_to_string(path).unwrap());
+        let before = self.welcome["state_file"]
+            .as_str()
+            .map(|path| std::fs::read_to_string(path).unwrap());
         let now = format!("{}+", before.unwrap_or_default());
         std::fs::write(file, &now).unwrap();
         std::fs::write(self.outbox().join("state"), now).unwrap();
-        self.deliver("FULL", ResultModel::Inline(model(&[1.0]).into()), BTreeMap::new(), "state");
+        self.deliver(
+            "FULL",
+            ResultModel::Inline(model(&[1.0]).into()),
+            BTreeMap::new(),
+            "state",
+        );
     }
 
     /// Speaks the protocol by hand: the client would not do that.
     fn by_hand(&mut self, body: from_trainer::Body) {
-        let stream = self.raw.get_or_insert_with(|| UnixStream::connect(socket()).unwrap());
+        let stream = self
+            .raw
+            .get_or_insert_with(|| UnixStream::connect(socket()).unwrap());
         let frame = firesteel_wire::frame::encode(&FromTrainer { body: Some(body) }).unwrap();
         stream.write_all(&frame).unwrap();
     }
@@ -263,7 +315,9 @@ impl Trainer {
         let mut heard = BytesMut::new();
         let key = loop {
             match firesteel_wire::frame::decode::<FromAgent>(&mut heard, "FromAgent").unwrap() {
-                Some(FromAgent { body: Some(from_agent::Body::Task(task)) }) => break task.key,
+                Some(FromAgent {
+                    body: Some(from_agent::Body::Task(task)),
+                }) => break task.key,
                 Some(_) => continue,
                 None => {}
             }
@@ -276,16 +330,19 @@ impl Trainer {
         self.by_hand(from_trainer::Body::Result(say::TaskResult {
             key,
             params_type: "FULL".into(),
-            model: Some(say::task_result::Model::Inline(model(&vec![1.0; values]).into())),
+            model: Some(say::task_result::Model::Inline(
+                model(&vec![1.0; values]).into(),
+            )),
             ..Default::default()
         }));
-        std::thread::sleep(LIFE);
     }
 
     fn garbage(&mut self) {
         self.greet_by_hand();
         let stream = self.raw.as_mut().unwrap();
-        stream.write_all(&[5, 0, 0, 0, 255, 255, 255, 255, 255]).unwrap();
+        stream
+            .write_all(&[5, 0, 0, 0, 255, 255, 255, 255, 255])
+            .unwrap();
         std::thread::sleep(LIFE);
     }
 }
@@ -312,5 +369,7 @@ fn model(values: &[f32]) -> Vec<u8> {
 fn values_in(bytes: &[u8]) -> Vec<f32> {
     let header = ModelHeader::parse(bytes, bytes.len() as u64).unwrap();
     let data = header.bytes_of(header.get("w").unwrap(), bytes).unwrap();
-    data.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    data.chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect()
 }

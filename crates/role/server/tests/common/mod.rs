@@ -26,7 +26,9 @@ use tokio::task::JoinHandle;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it did not happen in time")
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("it did not happen in time")
 }
 
 /// Asks again and again until there is an answer.
@@ -64,7 +66,10 @@ pub fn model_of(dtype: DType, shape: &[u64], data: &[u8]) -> Vec<u8> {
 }
 
 pub fn model(values: &[f32]) -> Vec<u8> {
-    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let data: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
     model_of(DType::F32, &[values.len() as u64], &data)
 }
 
@@ -74,7 +79,9 @@ pub fn values_in(bytes: &[u8]) -> Vec<f32> {
     let tensor = header.get("w").unwrap();
     assert_eq!(tensor.dtype, DType::F32);
     let data = header.bytes_of(tensor, bytes).unwrap();
-    data.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    data.chunks_exact(4)
+        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
+        .collect()
 }
 
 /// Where runs are kept, and how long things may take.
@@ -91,7 +98,10 @@ impl Place {
             drain: Duration::from_secs(2),
             ..Durations::default()
         };
-        Self { root: tempfile::tempdir().unwrap(), durations }
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            durations,
+        }
     }
 
     /// The path of an initial model with these bytes.
@@ -127,8 +137,14 @@ impl Place {
         } else {
             Round(0)
         };
-        let watch_parts =
-            Watch::new(&logger, Progress::disabled(), Arc::clone(&run), &spec, self.durations, from);
+        let watch_parts = Watch::new(
+            &logger,
+            Progress::disabled(),
+            Arc::clone(&run),
+            &spec,
+            self.durations,
+            from,
+        );
         let objects = run.objects().unwrap();
         let parts = JobParts {
             id: JobId::new(&spec.name).unwrap(),
@@ -144,7 +160,14 @@ impl Place {
         let (abort, abort_seen) = watch::channel(None);
         let (status_told, status) = watch::channel(None);
         let job = tokio::spawn(Job::run(parts, resume, incoming, abort_seen, status_told));
-        Server { streams: Some(streams), abort, status, job, run, objects }
+        Server {
+            streams: Some(streams),
+            abort,
+            status,
+            job,
+            run,
+            objects,
+        }
     }
 }
 
@@ -173,7 +196,12 @@ impl Server {
     /// A site that has joined.
     pub async fn site(&self, name: &str) -> Site {
         let (reader, writer) = self.dial(64 * 1024).await;
-        let mut site = Site { name: name.to_owned(), reader, writer, start: None };
+        let mut site = Site {
+            name: name.to_owned(),
+            reader,
+            writer,
+            start: None,
+        };
         site.say(to_server::Body::Hello(hello(name))).await;
         loop {
             match site.next().await {
@@ -198,7 +226,14 @@ impl Server {
 
     /// How it ended.
     pub async fn report(self) -> JobReport {
-        let Self { streams, abort, status, job, run, objects } = self;
+        let Self {
+            streams,
+            abort,
+            status,
+            job,
+            run,
+            objects,
+        } = self;
         let report = within(job).await.unwrap().unwrap();
         drop((streams, abort, status, run, objects));
         report
@@ -261,12 +296,18 @@ pub fn hello(site: &str) -> Hello {
 }
 
 pub fn inline(bytes: Vec<u8>) -> Object {
-    Object { length: bytes.len() as u64, inline: Some(Bytes::from(bytes)), id: 0 }
+    Object {
+        length: bytes.len() as u64,
+        inline: Some(Bytes::from(bytes)),
+        id: 0,
+    }
 }
 
 impl Site {
     pub async fn say(&mut self, body: to_server::Body) {
-        within(self.writer.send(&ToServer { body: Some(body) })).await.unwrap();
+        within(self.writer.send(&ToServer { body: Some(body) }))
+            .await
+            .unwrap();
     }
 
     /// The next message; none at the end of the connection.
@@ -298,12 +339,19 @@ impl Site {
     }
 
     pub async fn update(&mut self, task: &Assign, bytes: Vec<u8>) {
-        let update = Update { key: task.key.clone(), model: Some(inline(bytes)), ..Update::default() };
+        let update = Update {
+            key: task.key.clone(),
+            model: Some(inline(bytes)),
+            ..Update::default()
+        };
         self.say(to_server::Body::Update(update)).await;
     }
 
     pub async fn answer(&mut self, task: &Assign, answer: Answer) {
-        let mut update = Update { key: task.key.clone(), ..Update::default() };
+        let mut update = Update {
+            key: task.key.clone(),
+            ..Update::default()
+        };
         match answer {
             Answer::Silence => return,
             Answer::Fail(failure) => {
@@ -313,7 +361,12 @@ impl Site {
                 };
                 return self.say(to_server::Body::TaskFailed(failed)).await;
             }
-            Answer::Whole(whole) => update = Update { key: task.key.clone(), ..*whole },
+            Answer::Whole(whole) => {
+                update = Update {
+                    key: task.key.clone(),
+                    ..*whole
+                }
+            }
             Answer::Params(values) => update.model = Some(inline(model(&values))),
             Answer::Rated(values, accuracy) => {
                 update.model = Some(inline(model(&values)));
@@ -327,7 +380,11 @@ impl Site {
             Answer::Stored(object) => {
                 assert!(object.len() > limits::INLINE_OBJECT as u64);
                 let (id, length) = (object.id().0, object.len());
-                update.model = Some(Object { inline: None, id, length });
+                update.model = Some(Object {
+                    inline: None,
+                    id,
+                    length,
+                });
                 // Held as an agent holds it, until the round is committed.
                 self.say(to_server::Body::Update(update)).await;
                 loop {
@@ -346,7 +403,8 @@ impl Site {
         loop {
             match self.next().await {
                 Some(to_site::Body::Assign(task)) => {
-                    self.say(to_server::Body::TaskAccepted(task.key.clone().unwrap())).await;
+                    self.say(to_server::Body::TaskAccepted(task.key.clone().unwrap()))
+                        .await;
                     let answer = answer(&task);
                     self.answer(&task, answer).await;
                 }
@@ -358,16 +416,23 @@ impl Site {
     }
 
     pub async fn stop(mut self) {
-        self.say(to_server::Body::Stopped(Stopped { forced: 0 })).await;
+        self.say(to_server::Body::Stopped(Stopped { forced: 0 }))
+            .await;
         self.writer.close().await.unwrap();
     }
 
     pub async fn metric(&mut self, event: &str) {
-        self.say(to_server::Body::Metric(Metric { event: event.to_owned() })).await;
+        self.say(to_server::Body::Metric(Metric {
+            event: event.to_owned(),
+        }))
+        .await;
     }
 }
 
 /// The same work of another site.
 pub fn key_of(task: &Assign, site: &str) -> Key {
-    Key { site: site.to_owned(), ..task.key.clone().unwrap() }
+    Key {
+        site: site.to_owned(),
+        ..task.key.clone().unwrap()
+    }
 }
