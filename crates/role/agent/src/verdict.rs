@@ -56,12 +56,20 @@ fn raised(crash: &Failed, phase: Phase) -> Failure {
 }
 
 fn exited(stage: Stage, phase: Phase, exit: &ExitReport) -> Failure {
-    let End::Code(code) = exit.end else {
-        return exit.failure(phase);
-    };
-    if exit.oom != Oom::No {
-        return exit.failure(phase);
+    match (&exit.end, &exit.oom) {
+        (End::Code(code), Oom::No) => exited_with(*code, stage, phase, exit),
+        (End::Code(code), Oom::Likely { evidence }) => {
+            // Whatever was ended need not have been part of it: both causes are told.
+            let mut failure = exited_with(*code, stage, phase, exit);
+            failure.message = format!("{}, after {evidence}", failure.message);
+            failure.hint = format!("{}; or: {}", failure.hint, exit.failure(phase).hint);
+            failure
+        }
+        _ => exit.failure(phase),
     }
+}
+
+fn exited_with(code: i32, stage: Stage, phase: Phase, exit: &ExitReport) -> Failure {
     // A script that raised before it was connected leaves its traceback on stderr.
     let tail = lines(exit);
     if let Some(traceback) = traceback_in(&tail) {
@@ -173,6 +181,28 @@ mod tests {
                 .unwrap()
                 .ends_with("SyntaxError: invalid syntax")
         );
+    }
+
+    #[test]
+    fn an_exit_while_the_kernel_was_short_of_memory_names_both_causes() {
+        let exit = ExitReport {
+            end: End::Code(3),
+            sent_signal: None,
+            oom: Oom::Likely {
+                evidence: "the kernel ended a process".to_owned(),
+            },
+            max_rss: 0,
+            cpu: std::time::Duration::ZERO,
+            log_tail: Vec::new(),
+        };
+        let failure = judge(Stage::Connected, None, Some(&exit));
+        assert_eq!(failure.code, FailureCode::NeverReceived);
+        assert_eq!(
+            failure.message,
+            "the trainer exited with code 3 before it asked for a task, after the kernel ended a process"
+        );
+        assert!(failure.hint.contains("flare.receive()"), "{}", failure.hint);
+        assert!(failure.hint.contains("child processes"), "{}", failure.hint);
     }
 
     #[test]

@@ -197,6 +197,17 @@ impl Job {
         } else {
             None
         };
+        // The first round's model is there without a snapshot when the process
+        // died between the two; later ones are not.
+        let made = kept.last().filter(|(round, _)| *round > config.start_round);
+        if resume && loaded.is_none() && made.is_some() {
+            return Err(JobError::Resume {
+                problem: "it has models of several rounds, but no snapshot that can be read"
+                    .to_owned(),
+                hint: "start the job anew with resume=False, from `models/last.safetensors` if need be"
+                    .to_owned(),
+            });
+        }
         let (flow, first) = match loaded {
             Some(loaded) => {
                 for warning in &loaded.warnings {

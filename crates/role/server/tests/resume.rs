@@ -336,6 +336,26 @@ async fn a_damaged_snapshot_is_said_and_the_one_before_is_used() {
 }
 
 #[tokio::test]
+async fn a_run_whose_snapshots_are_all_damaged_is_not_started_anew_in_silence() {
+    let spec = job(2, 5);
+    let place = Place::new();
+    let run = aborted_in(&place, &spec, 3).await;
+    let models = last_model(run.path());
+    for entry in std::fs::read_dir(run.path().join("state")).unwrap() {
+        std::fs::write(entry.unwrap().path(), "x").unwrap();
+    }
+    let path = run.path().to_owned();
+    drop(run);
+    let server = place.resume(&spec);
+    let error = common::within(server.job).await.unwrap().unwrap_err();
+    assert!(
+        error.to_string().contains("no snapshot that can be read"),
+        "{error}"
+    );
+    assert_eq!(last_model(&path), models);
+}
+
+#[tokio::test]
 async fn without_its_global_model_a_job_says_so() {
     let spec = job(2, 5);
     let place = Place::new();
