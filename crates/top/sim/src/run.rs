@@ -351,6 +351,10 @@ async fn start_supervisor(
             env.insert(name, value);
         }
     }
+    if spec.seed.is_some() && std::env::var_os("PYTHONHASHSEED").is_none() {
+        // The order of sets of strings depends on it.
+        env.insert("PYTHONHASHSEED".to_owned(), "0".to_owned());
+    }
     let config = SupervisorConfig {
         binary: options.binary.clone(),
         python: (spec.trainer.mode == Mode::Warm).then(|| options.python.clone()),
