@@ -133,8 +133,8 @@ fn the_latest_run_of_a_job_is_shown() {
              status   completed_with_failures\n\
              message  completed with 4 of 5 sites\n\
              took     12.3 s\n\
-             last     round 9, accuracy 0.9500\n\
-             best     round 7, accuracy 0.9613\n\
+             last     round 10, accuracy 0.9500\n\
+             best     round 8, accuracy 0.9613\n\
              failure  site-3: the trainer exited with code 3\n\
              files    {}\n",
             path.display()
