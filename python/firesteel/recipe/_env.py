@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -28,7 +29,7 @@ BINARY_VARIABLE = "FIRESTEEL_BINARY"
 _DURATIONS = ("connect", "idle", "drain", "lease", "round", "task", "trainer_start", "stop_grace")
 
 
-class ExecEnv:
+class ExecEnv(abc.ABC):
     """An environment: somewhere that a job can run.
 
     Args:
@@ -44,13 +45,13 @@ class ExecEnv:
         """A further setting."""
         return self.extra.get(name, default)
 
+    @abc.abstractmethod
     def sites_for(self, job: Job) -> list[str]:
         """The names of the sites that a job would run at."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def deploy(self, job: Job, *, resume: bool, strict: bool) -> Run:
         """Runs a job to its end."""
-        raise NotImplementedError
 
 
 class SimEnv(ExecEnv):
