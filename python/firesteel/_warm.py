@@ -77,6 +77,8 @@ def main() -> None:
     )
     lifeline = int(options.get("lifeline", "-1"))
     preload = [name for name in options.get("preload", "").split(",") if name]
+    # Meant for this process's own loader, which has read it.
+    os.environ.pop(options.get("unset", ""), None)
 
     connection = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)

@@ -91,7 +91,7 @@ async fn a_script_runs_as_if_started_by_itself() {
          class Net: pass\n\
          if __name__ == '__main__':\n\
          \x20   print(sys.argv[1:], os.environ['COLOR'], os.getcwd() == os.path.dirname(os.path.realpath(__file__)))\n\
-         \x20   print(beside.NAME, sys.stdin.read() == '')\n\
+         \x20   print(beside.NAME, sys.stdin.read() == '', 'LD_BIND_NOW' in os.environ)\n\
          \x20   print(type(pickle.loads(pickle.dumps(Net()))).__name__, sys.modules['__main__'].__file__ == __file__)\n\
          \x20   print(os.getsid(0) == os.getpid(), sorted(map(int, os.listdir('/proc/self/fd')))[:4])\n\
          \x20   print('to stderr', file=sys.stderr)\n\
@@ -109,7 +109,7 @@ async fn a_script_runs_as_if_started_by_itself() {
         lines,
         [
             "['--lr', '0.1'] green True",
-            "a module beside the script True",
+            "a module beside the script True False",
             "Net True",
             // 3 is the lifeline, and what follows is the listing's own.
             "True [0, 1, 2, 3]",

@@ -33,6 +33,9 @@ pub(super) struct Warm {
     incoming: BytesMut,
 }
 
+/// Tells the loader to resolve every symbol at the start.
+const BIND_NOW: &str = "LD_BIND_NOW";
+
 impl Warm {
     /// Starts the interpreter. `lifeline` is the reading end of a pipe whose
     /// other end this process alone holds.
@@ -49,6 +52,15 @@ impl Warm {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(stdout))
             .stderr(Stdio::from(stderr));
+        if std::env::var_os(BIND_NOW).is_none()
+            && !config.env.contains_key(BIND_NOW)
+        {
+            // Functions of shared libraries are then looked up here, once, and
+            // not by every trainer at its first call of each.
+            command
+                .env(BIND_NOW, "1")
+                .arg(format!("--unset={BIND_NOW}"));
+        }
         process::detach(&mut command);
         process::inherit(&mut command, lifeline.as_raw_fd());
         let child = command.spawn()?;
