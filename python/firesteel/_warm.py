@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import errno
 import faulthandler
 import fcntl
@@ -19,8 +20,10 @@ import importlib
 import importlib.machinery
 import io
 import json
+import logging
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -66,6 +69,17 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 REHEARSALS = 10
 """Python 3.11 and later quicken code after it has run a few times."""
 
+WATCHED_SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGALRM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+"""What scripts commonly handle; a worker sets them back."""
+
 F_SETSIG = 10
 """Linux's `fcntl` to choose the signal of `O_ASYNC`; the `fcntl` module lacks it."""
 
@@ -77,6 +91,7 @@ def main() -> None:
     )
     lifeline = int(options.get("lifeline", "-1"))
     preload = [name for name in options.get("preload", "").split(",") if name]
+    reuse = options.get("reuse") == "1"
     # Meant for this process's own loader, which has read it.
     os.environ.pop(options.get("unset", ""), None)
 
@@ -101,7 +116,7 @@ def main() -> None:
     # On again in the trainers: what comes and goes here makes no cycles.
     gc.disable()
 
-    server = Server(connection, lifeline)
+    server = Server(connection, lifeline, reuse)
     server.report(
         kind="ready",
         protocol=PROTOCOL,
@@ -224,12 +239,26 @@ class Source(NamedTuple):
     """None when it does not compile: the trainer tries again and says why."""
 
 
+class Worker:
+    """A fork that runs one script after another, where trainers are reused."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.busy = True
+
+
 class Server:
     """Reads requests, forks, and reports exits, all in one thread."""
 
-    def __init__(self, connection: socket.socket, lifeline: int) -> None:
+    def __init__(self, connection: socket.socket, lifeline: int, reuse: bool) -> None:
         self.connection = connection
         self.lifeline = lifeline
+        self.reuse = reuse
+        self.workers: dict[int, Worker] = {}
+        self.channels: dict[int, Worker] = {}
+        self.idle: list[Worker] = []
+        self.poll = select.poll()
         self.buffer = b""
         self.living = 0
         self.descriptors: list[int] = []
@@ -245,16 +274,20 @@ class Server:
 
     def run(self) -> Callable[[], NoReturn] | None:
         """Serve until the supervisor hangs up (None) or this is a trainer."""
-        poll = select.poll()
-        poll.register(self.connection, select.POLLIN)
-        poll.register(self.wakeup, select.POLLIN)
+        connection, wakeup = self.connection.fileno(), self.wakeup
+        poll = self.poll
+        poll.register(connection, select.POLLIN)
+        poll.register(wakeup, select.POLLIN)
         # After each fork this process copies every page it writes to anew, so
         # this loop does as little as it can.
         while True:
             for descriptor, _ in poll.poll():
-                if descriptor == self.wakeup:
-                    os.read(self.wakeup, 512)
+                if descriptor == wakeup:
+                    os.read(wakeup, 512)
                     self.reap()
+                    continue
+                if descriptor != connection:
+                    self.finished(descriptor)
                     continue
                 try:
                     data, beside, _, _ = self.connection.recvmsg(
@@ -307,6 +340,9 @@ class Server:
             )
             return None
         seeds = seeds_of(request["seed"])
+        if self.idle and self.hand_over(request, stdout, stderr):
+            return None
+        ours, theirs = socket.socketpair() if self.reuse else (None, None)
         try:
             pid = os.fork()
         except OSError as error:
@@ -321,11 +357,59 @@ class Server:
         if pid:
             self.living += 1
             self.send(b'{"kind":"started","id":%d,"pid":%d}' % (request["id"], pid))
+            if ours is not None and theirs is not None:
+                theirs.close()
+                worker = Worker(pid, ours)
+                self.workers[pid] = self.channels[ours.fileno()] = worker
+                self.poll.register(ours, select.POLLIN)
             return None
         signal.set_wakeup_fd(-1)
         self.connection.detach()
-        home = Home((stdout, stderr), self.lifeline, max(self.top, stdout, stderr))
-        return lambda: become_trainer(request, script, source, seeds, home)
+        for worker in self.workers.values():
+            worker.channel.detach()
+        channel = -1
+        if ours is not None and theirs is not None:
+            ours.detach()
+            channel = theirs.detach()
+        home = Home((stdout, stderr), self.lifeline, channel, max(self.top, stdout, stderr, channel))
+        task = Task(request, script, source, seeds)
+        if channel >= 0:
+            return lambda: become_worker(task, self.compile, home)
+        return lambda: become_trainer(task, home)
+
+    def hand_over(self, request: dict[str, Any], stdout: int, stderr: int) -> bool:
+        """Have an idle worker run the script; False when there is none any more."""
+        while self.idle:
+            worker = self.idle.pop()
+            body = json.dumps(request).encode()
+            frame = len(body).to_bytes(4, "little") + body
+            try:
+                sent = socket.send_fds(worker.channel, [frame], [stdout, stderr])
+                worker.channel.sendall(frame[sent:])
+            except OSError:
+                continue  # it has ended; `reap` sees to that
+            worker.busy = True
+            self.send(b'{"kind":"started","id":%d,"pid":%d}' % (request["id"], worker.pid))
+            return True
+        return False
+
+    def finished(self, descriptor: int) -> None:
+        """Report a script that has ended in a worker that lives on."""
+        worker = self.channels[descriptor]
+        try:
+            said = worker.channel.recv(FINISHED.size)
+        except ConnectionError:
+            said = b""
+        if len(said) < FINISHED.size:  # it is ending: `reap` reports that
+            self.poll.unregister(descriptor)
+            return
+        max_rss, cpu_us = FINISHED.unpack(said)
+        worker.busy = False
+        self.idle.append(worker)
+        self.send(
+            b'{"kind":"exited","pid":%d,"status":0,"max_rss":%d,"cpu_us":%d,"kept":true}'
+            % (worker.pid, max_rss, cpu_us)
+        )
 
     def compile(self, script: str) -> Source:
         """The script, from the cache when the file has not changed.
@@ -354,6 +438,17 @@ class Server:
             if pid == 0:
                 return
             self.living -= 1
+            worker = self.workers.pop(pid, None)
+            if worker is not None:
+                if not worker.busy:
+                    self.idle = [other for other in self.idle if other is not worker]
+                descriptor = worker.channel.fileno()
+                del self.channels[descriptor]
+                with contextlib.suppress(KeyError):
+                    self.poll.unregister(descriptor)
+                worker.channel.close()
+                if not worker.busy:
+                    continue
             self.send(
                 b'{"kind":"exited","pid":%d,"status":%d,"max_rss":%d,"cpu_us":%d}'
                 % (
@@ -400,29 +495,187 @@ class Home(NamedTuple):
 
     output: tuple[int, int]
     lifeline: int
+    channel: int
+    """To the warm parent, for a worker; else -1."""
     top: int
     """The highest descriptor."""
 
 
-def become_trainer(
-    request: dict[str, Any], script: str, source: Source, seeds: Seeds | None, home: Home
-) -> NoReturn:
+class Task(NamedTuple):
+    """What a trainer is to run."""
+
+    request: dict[str, Any]
+    script: str
+    source: Source
+    seeds: Seeds | None
+
+
+CHANNEL = 4
+"""The descriptor by which a worker speaks with the warm parent."""
+
+FINISHED = struct.Struct("<QQ")
+"""What a worker says when a script has ended: peak memory in bytes, CPU in µs."""
+
+
+def become_trainer(task: Task, home: Home) -> NoReturn:
     """Turn this fork of the warm parent into a trainer, and run its script."""
     status = 1
     try:
         leave_home(home)
-        settle(request, script, source.folder, seeds)
-        status = run_script(script, source.code)
+        settle(task.request, task.script, task.source.folder, task.seeds)
+        status = run_script(task.script, task.source.code)
     except BaseException:  # nothing may come back from a trainer
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)
 
 
+def become_worker(task: Task, compile_cached: Callable[[str], Source], home: Home) -> NoReturn:
+    """Turn this fork into a worker: run this script, then those that follow, for
+    as long as each leaves the process as it found it."""
+    status = 1
+    try:
+        leave_home(home)
+        channel = socket.socket(fileno=CHANNEL)
+        slate = Slate()
+        while True:
+            settle(task.request, task.script, task.source.folder, task.seeds)
+            status = run_script(task.script, task.source.code, slate)
+            if not slate.clean:
+                break
+            spent = slate.wipe(task.source.folder, task.request["env"])
+            channel.sendall(FINISHED.pack(*spent))
+            following = receive_task(channel, compile_cached)
+            if following is None:
+                break
+            task = following
+    except BaseException:  # nothing may come back from a trainer
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def receive_task(
+    channel: socket.socket, compile_cached: Callable[[str], Source]
+) -> Task | None:
+    """The next script for a worker, with its output in place; None at the end."""
+    data, descriptors, _, _ = socket.recv_fds(channel, READ, 2)
+    if not data:
+        return None
+    while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+        more = channel.recv(READ)
+        if not more:
+            return None
+        data += more
+    for target, descriptor in zip((1, 2), descriptors, strict=True):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    request = json.loads(data[4:])
+    script = os.path.join(request["cwd"], request["script"])
+    return Task(request, script, compile_cached(script), seeds_of(request["seed"]))
+
+
+class Slate:
+    """What a process was like before a script ran in it, so that it can be made so again.
+
+    What cannot be taken back (threads, children, open files, an exit code, what
+    is registered for the exit) ends the process instead. What is neither: changes
+    that a script makes inside a library it shares with the next.
+    """
+
+    def __init__(self) -> None:
+        root = logging.getLogger()
+        self.clean = False
+        self.environ = dict(os.environ)
+        self.path = sys.path[:]
+        self.modules = set(sys.modules)
+        self.main = sys.modules["__main__"]
+        self.excepthook = sys.excepthook
+        self.streams = sys.stdout, sys.stderr
+        self.handlers, self.level = root.handlers[:], root.level
+        self.signals = {number: signal.getsignal(number) for number in WATCHED_SIGNALS}
+        self.exits = atexit._ncallbacks()
+        self.descriptors: int | None = None
+        self.memory = 0
+        self.cpu = 0.0
+
+    def look(self, status: int) -> bool:
+        """Whether a script that has ended left nothing that cannot be taken back."""
+        client: Any = sys.modules.get("firesteel.client")
+        if client is not None and hasattr(client, "_forget"):
+            client._forget()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self.clean = (
+            status == 0
+            and threading.active_count() == 1
+            and atexit._ncallbacks() == self.exits
+            and not has_children()
+            and not self.has_opened()
+            and not self.has_grown()
+        )
+        return self.clean
+
+    def has_opened(self) -> bool:
+        """Whether more files are open than after the first script."""
+        count = len(os.listdir("/proc/self/fd"))
+        if self.descriptors is None:
+            # What the first one opened, say /dev/urandom, each would.
+            self.descriptors = count
+        return count > self.descriptors
+
+    def has_grown(self) -> bool:
+        """Whether the process's peak is well above that of its first script."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.memory = self.memory or peak
+        return peak > 2 * self.memory
+
+    def wipe(self, folder: str, env: dict[str, str]) -> tuple[int, int]:
+        """Take back what a script has changed; return its peak memory and CPU time."""
+        root = logging.getLogger()
+        root.handlers[:], root.level = self.handlers, self.level
+        sys.excepthook = self.excepthook
+        sys.stdout, sys.stderr = self.streams
+        for number, handler in self.signals.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if os.environ != self.environ:
+            os.environ.clear()
+            os.environ.update(self.environ)
+        sys.path[:] = self.path
+        sys.modules["__main__"] = self.main
+        extra = env.get("PYTHONPATH", "").split(os.pathsep)
+        own = tuple(path.rstrip(os.sep) + os.sep for path in (folder, *extra) if path)
+        for name in sys.modules.keys() - self.modules:
+            file = str(getattr(sys.modules[name], "__file__", None) or "")
+            installed = "site-packages" in file or name.startswith("firesteel.")
+            if os.path.realpath(file).startswith(own) and not installed:
+                # The job's own, which keeps what it likes in its variables.
+                del sys.modules[name]
+        self.modules = set(sys.modules)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = usage.ru_utime + usage.ru_stime
+        spent, self.cpu = cpu - self.cpu, cpu
+        return usage.ru_maxrss * RSS_UNIT, int(spent * 1e6)
+
+
+def has_children() -> bool:
+    """Whether this process has any, ended ones included."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def leave_home(home: Home) -> None:
     """Give up everything that belongs to the warm parent."""
     gc.enable()
     os.setsid()
+    channel = -1
+    if home.channel >= 0:
+        # Out of the way of the places that are filled below.
+        channel = fcntl.fcntl(home.channel, fcntl.F_DUPFD_CLOEXEC, 5)
     set_signal(signal.SIGCHLD, DEFAULT)
     set_signal(signal.SIGINT, signal.default_int_handler)
     own = reopen(home.lifeline) if home.lifeline >= 0 else -1
@@ -434,7 +687,12 @@ def leave_home(home: Home) -> None:
             os.dup2(own, 3, inheritable=False)
         hold_on_to(3)
         first_foreign = 4
-    os.closerange(first_foreign, max(home.top, own) + 1)
+    if channel >= 0:
+        os.dup2(channel, CHANNEL, inheritable=False)
+        first_foreign = CHANNEL + 1
+        if own < 0:
+            os.closerange(3, CHANNEL)
+    os.closerange(first_foreign, max(home.top, own, channel) + 1)
 
 
 def reopen(lifeline: int) -> int:
@@ -546,8 +804,11 @@ def execute(code: types.CodeType | None, script: str) -> None:
     exec(compile_script(script) if code is None else code, module.__dict__)
 
 
-def run_script(script: str, code: types.CodeType | None) -> int:
-    """Run the script as `__main__`; return the exit code of the process."""
+def run_script(script: str, code: types.CodeType | None, slate: Slate | None = None) -> int:
+    """Run the script as `__main__`; return the exit code of the process.
+
+    With a slate that is still clean afterwards, the process may go on.
+    """
     status = 0
     try:
         execute(code, script)
@@ -561,6 +822,8 @@ def run_script(script: str, code: types.CodeType | None) -> int:
     except BaseException as error:
         show(error, script)
         status = 1
+    if slate is not None and slate.look(status):
+        return 0
     late = leave()
     return late if status == 0 and late is not None else status
 

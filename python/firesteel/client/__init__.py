@@ -340,6 +340,15 @@ def _report_crash(
     return context.report_crash(kind, error, trace)
 
 
+def _forget() -> None:
+    """Ends the connection of a script that has ended; for a process that runs
+    the next one."""
+    global _current
+    context, _current = _current, None
+    if context is not None:
+        context.shutdown()
+
+
 def _install_hook() -> None:
     earlier = sys.excepthook
     if getattr(earlier, "_firesteel", False):

@@ -63,6 +63,10 @@ class SimEnv(ExecEnv):
         num_threads: the former name of `num_workers`.
         num_workers: trainers that work at the same time; by default all sites'
             when they are few, else three for every two cores.
+        reuse_processes: with more sites than workers, run the scripts of several
+            sites one after another in the same process: several times faster for
+            short tasks, but what a script changes inside a library stays changed
+            for the next site.
         gpu_config: GPUs for the workers, `"0,1"` for one each, `"[0,1],[2]"`
             for groups.
         log_config: what the terminal shows: `concise` (default), `full`,
@@ -88,6 +92,7 @@ class SimEnv(ExecEnv):
         clients: Sequence[str] | None = None,
         num_threads: int | None = None,
         num_workers: int | None = None,
+        reuse_processes: bool = False,
         gpu_config: str | None = None,
         log_config: str | None = None,
         workspace_root: str | os.PathLike[str] | None = None,
@@ -109,6 +114,7 @@ class SimEnv(ExecEnv):
         self.num_workers = (
             None if workers is None else _fields.whole("num_workers", workers, least=1)
         )
+        self.reuse_processes = _fields.truth("reuse_processes", reuse_processes)
         self.gpus = _gpus(gpu_config)
         self.log_config = (
             None
@@ -283,6 +289,7 @@ class SimEnv(ExecEnv):
             "python": sys.executable,
             "binary": binary(),
             "num_workers": min(workers, sites),
+            "reuse_processes": self.reuse_processes,
             "gpus": self.gpus,
             "log": self.log_config,
             "console": str(self.get_extra_prop("console", "auto")),

@@ -87,6 +87,9 @@ pub struct SupervisorConfig {
     /// Variables added to the environment of the warm parent (see
     /// [`crate::thread_env`]).
     pub env: BTreeMap<String, String>,
+    /// Whether a process whose script ended well runs the next one, too: many
+    /// times faster for short tasks, but scripts share what libraries keep.
+    pub reuse: bool,
     /// True: everything ends when the agent does. False: trainers that run come
     /// to their end first.
     pub die_with_agent: bool,
@@ -578,6 +581,7 @@ fn configure(config: &SupervisorConfig) -> Result<say::Configure, LaunchError> {
             python: text("the interpreter's path", python)?,
             preload: config.preload.clone(),
             env: config.env.clone(),
+            reuse: config.reuse,
         }),
     };
     Ok(say::Configure {

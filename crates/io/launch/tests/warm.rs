@@ -6,12 +6,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Setup, alive, config, follow, gone, kill, python_path, started, until, within};
 use firesteel_base::{FailureCode, Phase};
 use firesteel_launch::{
-    End, SupervisorConfig, SupervisorNotice, TrainerHandle, TrainerSpec, WarmSpec, thread_env,
+    End, SupervisorConfig, SupervisorNotice, TrainerEvent, TrainerHandle, TrainerSpec, WarmSpec,
+    thread_env,
 };
 
 fn python() -> PathBuf {
@@ -434,4 +435,112 @@ async fn a_hundred_trainers_start_within_a_moment() {
     }
     // A cold start takes a tenth of a second and more for each.
     assert!(before.elapsed().as_secs() < 8, "{:?}", before.elapsed());
+}
+
+async fn reusing() -> Setup {
+    let setup = Setup::new(SupervisorConfig {
+        reuse: true,
+        ..warm_config()
+    })
+    .await;
+    ready(&setup).await;
+    setup
+}
+
+#[tokio::test]
+async fn a_reused_process_runs_the_next_script_as_if_it_were_the_first() {
+    let setup = reusing().await;
+    std::fs::write(setup.path().join("counter.py"), "COUNT = 0\n").unwrap();
+    let text = "import os, sys, signal, counter, logging\n\
+         counter.COUNT += 1\n\
+         print(os.getpid(), counter.COUNT, sys.argv[1:], os.environ.get('LEFT'), 'global' in globals())\n\
+         print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, len(logging.getLogger().handlers))\n\
+         os.environ['LEFT'] = 'here'\n\
+         globals()['global'] = 1\n\
+         logging.basicConfig()\n\
+         signal.signal(signal.SIGTERM, lambda *_: None)\n\
+         sys.path.insert(0, '/nowhere')\n\
+         sys.stdout = sys.stderr\n";
+    let mut pids = Vec::new();
+    for count in 0..4 {
+        let mut spec = setup.script(text);
+        spec.args = vec![count.to_string()];
+        let story = follow(&mut setup.start(TrainerSpec::Warm(spec)).await).await;
+        assert_eq!(story.report().end, End::Code(0));
+        assert!(story.report().max_rss > 0);
+        let lines = story.texts();
+        let (pid, said) = lines[0].split_once(' ').unwrap();
+        assert_eq!(said, format!("1 ['{count}'] None False"));
+        assert_eq!(lines[1], "True 0");
+        pids.push(pid.to_owned());
+    }
+    pids.dedup();
+    assert_eq!(pids.len(), 1, "the process was not used again: {pids:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_back_ends_a_reused_process() {
+    let leaving = [
+        "import sys; sys.exit(3)",
+        "raise ValueError('no')",
+        "import os; os.kill(os.getpid(), 9)",
+        "import subprocess; subprocess.Popen(['sleep', '60'])",
+        "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+        "import atexit; atexit.register(print, 'at exit')",
+        "import builtins; builtins.kept = open('/dev/null')",
+    ];
+    let setup = reusing().await;
+    let pid = "import os; print(os.getpid())\n";
+    let mut seen = std::collections::HashSet::new();
+    for text in leaving {
+        // A worker whose files are counted: whatever the script opens is one more.
+        let before = setup.run_script(pid).await;
+        let left = setup.run_script(&format!("{pid}{text}\n")).await;
+        assert_eq!(before.texts()[0], left.texts()[0], "{text}");
+        if text.contains("atexit") {
+            assert_eq!(left.texts()[1], "at exit");
+        }
+        assert!(seen.insert(before.texts()[0].to_owned()), "{text}: still there");
+    }
+    assert_eq!(setup.run_script("raise SystemExit(4)").await.report().end, End::Code(4));
+}
+
+#[tokio::test]
+async fn a_reused_process_can_be_stopped_and_dies_with_its_supervisor() {
+    let setup = reusing().await;
+    setup.run_script("pass").await;
+    let mut handle = setup
+        .start_script("print('in', flush=True)\nimport time; time.sleep(600)")
+        .await;
+    handle.stop(Duration::from_secs(5)).await;
+    let story = follow(&mut handle).await;
+    assert_eq!(story.report().end, End::Signal(libc::SIGTERM));
+    // The next one finds another process.
+    assert_eq!(setup.run_script("pass").await.report().end, End::Code(0));
+}
+
+#[tokio::test]
+async fn the_end_of_one_script_is_never_taken_for_that_of_the_next() {
+    let setup = reusing().await;
+    let mut ends = Vec::new();
+    for count in 0..100 {
+        let mut spec = setup.script("import sys; print(sys.argv[1], flush=True)\n");
+        spec.args = vec![count.to_string()];
+        let mut handle = setup.start(TrainerSpec::Warm(spec)).await;
+        // The next is asked for while this one ends.
+        let mut lines = Vec::new();
+        while lines.is_empty() {
+            match within(handle.event()).await {
+                Some(TrainerEvent::Output(more)) => lines.extend(more),
+                Some(TrainerEvent::Started { .. }) => {}
+                other => panic!("{count}: {other:?}"),
+            }
+        }
+        assert_eq!(lines[0].text, count.to_string());
+        ends.push(tokio::spawn(async move { follow(&mut handle).await }));
+    }
+    for end in ends {
+        let story = end.await.unwrap();
+        assert_eq!((story.report().end.clone(), story.lines.len()), (End::Code(0), 0));
+    }
 }

@@ -25,6 +25,9 @@ pub struct SimOptions {
     pub binary: PathBuf,
     /// Trainers that may live at once.
     pub num_workers: usize,
+    /// Whether a process whose script ended well runs the next site's, too.
+    #[serde(default)]
+    pub reuse_processes: bool,
     /// The GPUs of each worker, in turn.
     #[serde(default)]
     pub gpus: Vec<String>,

@@ -78,6 +78,9 @@ pub struct WarmParent {
     /// Variables added to the supervisor's own environment.
     #[prost(btree_map = "string, string", tag = "3")]
     pub env: BTreeMap<String, String>,
+    /// Whether a process whose script ended well runs the next one, too.
+    #[prost(bool, tag = "4")]
+    pub reuse: bool,
 }
 
 /// Start a trainer.
@@ -377,6 +380,9 @@ pub enum WarmReport {
         max_rss: u64,
         /// Microseconds of CPU it used.
         cpu_us: u64,
+        /// Whether only its script has ended: the process waits for the next.
+        #[serde(default)]
+        kept: bool,
     },
 }
 
@@ -421,7 +427,8 @@ mod tests {
                 pid: 7,
                 status: 256,
                 max_rss: 1,
-                cpu_us: 2
+                cpu_us: 2,
+                kept: false
             }
         );
         assert!(decode_json::<WarmReport>(br#"{"kind": "dance"}"#).is_err());

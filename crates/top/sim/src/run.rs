@@ -360,6 +360,7 @@ async fn start_supervisor(
         python: (spec.trainer.mode == Mode::Warm).then(|| options.python.clone()),
         preload: spec.trainer.preload.clone(),
         env,
+        reuse: options.reuse_processes,
         die_with_agent: true,
         stop_grace: durations.stop_grace,
     };

@@ -20,6 +20,8 @@ pub(super) struct Ended {
     pub(super) max_rss: u64,
     /// Microseconds of CPU it used.
     pub(super) cpu_us: u64,
+    /// Only its script has ended; the process is there for the next one.
+    pub(super) kept: bool,
 }
 
 impl Ended {
@@ -111,6 +113,7 @@ pub(super) fn reap() -> Option<Ended> {
         status,
         max_rss: max_rss(&usage),
         cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
+        kept: false,
     })
 }
 

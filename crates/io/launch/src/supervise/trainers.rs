@@ -402,13 +402,21 @@ impl Trainers {
                 status,
                 max_rss,
                 cpu_us,
+                kept,
             } => {
-                self.ended.push(Ended {
+                let ended = Ended {
                     pid,
                     status,
                     max_rss,
                     cpu_us,
-                });
+                    kept,
+                };
+                if kept {
+                    // Now: the next report may say what the process does next.
+                    self.trainer_ended(ended, &mut [0; 16 * 1024]);
+                } else {
+                    self.ended.push(ended);
+                }
             }
         }
     }
@@ -533,7 +541,9 @@ impl Trainers {
             cpu_us: ended.cpu_us,
             tail: trainer.output.ring.tail(),
         }));
-        self.end_stragglers(ended.pid, &trainer);
+        if !ended.kept {
+            self.end_stragglers(ended.pid, &trainer);
+        }
     }
 
     fn verdict(&mut self, ended: &Ended, sent_signal: i32) -> Verdict {

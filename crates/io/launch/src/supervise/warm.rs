@@ -48,6 +48,7 @@ impl Warm {
             .args(["-c", BOOT])
             .arg(format!("--lifeline={}", lifeline.as_raw_fd()))
             .arg(format!("--preload={}", config.preload.join(",")))
+            .arg(format!("--reuse={}", u8::from(config.reuse)))
             .envs(&config.env)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(stdout))

@@ -22,6 +22,7 @@ pub fn config() -> SupervisorConfig {
         python: None,
         preload: Vec::new(),
         env: BTreeMap::new(),
+        reuse: false,
         die_with_agent: true,
         stop_grace: GRACE,
     }

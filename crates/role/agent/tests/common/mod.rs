@@ -106,6 +106,7 @@ impl Bench {
             python: None,
             preload: Vec::new(),
             env: Default::default(),
+            reuse: false,
             die_with_agent: true,
             stop_grace: durations.stop_grace,
         };
