@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calendar;
 pub mod durations;
 pub mod failure;
 pub mod hint;
@@ -15,6 +16,7 @@ pub mod ids;
 pub mod limits;
 pub mod time;
 
+pub use calendar::Moment;
 pub use durations::Durations;
 pub use failure::{Failure, FailureCode, Phase};
 pub use hint::Hint;

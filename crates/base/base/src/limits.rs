@@ -63,3 +63,184 @@ pub const LOG_FILES_KEPT: usize = 10;
 /// Bytes of log lines that wait for a terminal which takes none (Ctrl-S, a full
 /// pipe). Beyond that they go to the files only.
 pub const CONSOLE_BACKLOG: usize = 1024 * 1024;
+
+/// Bytes of a file being received after which what has arrived is written down
+/// by itself. So much at most is pulled again after the receiver was killed;
+/// each time costs one write of a page.
+pub const PART_SAVE: u64 = 32 * 1024 * 1024;
+
+/// Bytes that the receiver of a file may leave beside it for itself after a
+/// restart: a digest or two.
+pub const PART_NOTE: usize = 1024;
+
+/// Separate stretches of a file being received that are written down; of more,
+/// the longest. With windows that arrive out of order there are a handful.
+pub const PART_RANGES: usize = 128;
+
+/// Files of models that wait to be written again, on disk and in the page
+/// cache. Two, because the file that the round before last left is free while
+/// the last round's is still mapped by a slow trainer.
+pub const SPARE_FILES: usize = 2;
+
+/// The same while updates are received into a spool: one round's updates go
+/// into the last one's files. Their bytes are within the spool's budget; the
+/// number bounds open descriptors.
+pub const SPARE_SPOOL_FILES: usize = 64;
+
+/// Bytes on disk beside models: logs, metrics and event files of a usual run.
+/// Logs may grow to `LOG_FILE × (LOG_FILES_KEPT + 1)` each, but only in jobs
+/// that run for days, and what they lose when the disk fills is log lines,
+/// never a round.
+pub const BESIDE_MODELS: u64 = 16 * 1024 * 1024;
+
+/// Elements of a model that one thread folds at a time: small enough to share
+/// the work among threads, large enough that handing it out costs nothing. A
+/// thread holds up to 8 bytes for each where an update lacks a tensor.
+pub const FOLD_PIECE: usize = 128 * 1024;
+
+/// Bytes of all updates together that are folded straight from their sites,
+/// held at a time. Each gets an equal share, at most `LIVE_WINDOW`.
+pub const LIVE_FOLD: usize = 64 * 1024 * 1024;
+
+/// Bytes of one such update at a time: more gives no speed once a window costs
+/// more than waking the threads that fold it.
+pub const LIVE_WINDOW: usize = 4 * 1024 * 1024;
+
+/// Bytes of one such update at the least, so that a window is worth a read.
+/// Beyond `LIVE_FOLD / LIVE_WINDOW_LEAST` (16,384) of them, memory grows by so
+/// much each.
+pub const LIVE_WINDOW_LEAST: usize = 4 * 1024;
+
+/// Bytes of a file in one data frame of a transfer: large enough that 32 bytes
+/// of head and the calls around it cost nothing, small enough that a heartbeat
+/// on the same connection waits for one of them at most.
+pub const TRANSFER_PAYLOAD: usize = 256 * 1024;
+
+/// Bytes that a transfer reads, hashes or writes at a time. Either end holds two
+/// of them per transfer: one with the disk, one with the connection.
+pub const TRANSFER_BATCH: usize = 1024 * 1024;
+
+/// Bytes of a tensor that have a digest of their own: what has to be pulled
+/// again when a byte of them is wrong, and read again after a restart. A power
+/// of two, so that the digest of the tensor follows from theirs.
+pub const TRANSFER_BLOCK: u64 = 4 * 1024 * 1024;
+
+/// Bytes that one transfer may have asked for and not got. At 100 ms it is
+/// 2.5 Gbit/s; what has not come takes memory only where a connection buffers it.
+pub const TRANSFER_WINDOW: u64 = 32 * 1024 * 1024;
+
+/// Bytes that all transfers of a role towards it may have asked for and not
+/// got, or have in hand. Each peer gets an equal share, and each transfer an
+/// equal share of its peer's, but never less than one frame.
+pub const TRANSFER_BUDGET: u64 = 64 * 1024 * 1024;
+
+/// Ranges that one transfer may have asked for and not got. The sender holds 24
+/// bytes for each.
+pub const TRANSFER_RANGES: usize = 1024;
+
+/// Bytes of a manifest: six million tensors, or a file of 30 TiB. It also may
+/// not be longer than the file it is of, and 64 KiB. A receiver holds it,
+/// about twice, while it pulls the file.
+pub const MANIFEST: u64 = 256 * 1024 * 1024;
+
+/// Bytes of the sentence with which a sender refuses.
+pub const REFUSAL: usize = 1024;
+
+/// Bytes that nobody asked for, or that had come already, after which a
+/// receiver hangs up.
+pub const TRANSFER_SURPLUS: u64 = 64 * 1024 * 1024;
+
+/// Bytes from which a part that is there already is copied, not pulled: below,
+/// the two calls cost more than the bytes.
+pub const TRANSFER_SKIP: u64 = 1024;
+
+/// Bytes of a PEM file: a chain of certificates, a key, a few authorities.
+pub const PEM_FILE: usize = 256 * 1024;
+
+/// Connections that the kernel holds until they are accepted.
+pub const BACKLOG: i32 = 1024;
+
+/// Connections whose handshake is under way. Each costs about 100 KB, and a
+/// silent one is gone after the duration `connect`.
+pub const HANDSHAKES: usize = 256;
+
+/// Sessions that have been made and not been taken by the role.
+pub const WAITING_SESSIONS: usize = 16;
+
+/// Bytes of a hello, welcome or link message after the TLS handshake.
+pub const SESSION_MESSAGE: usize = 1024;
+
+/// Bytes of a control connection that may lie in the kernel unsent. Little, so
+/// that where everything shares one connection, control overtakes the rest.
+pub const UNSENT_CONTROL: u32 = 16 * 1024;
+
+/// The same of a bulk connection: enough that a fast link never waits for us.
+pub const UNSENT_BULK: u32 = 256 * 1024;
+
+/// Bulk connections of one session.
+pub const BULK_CONNECTIONS: u8 = 16;
+
+/// Streams of one connection, those of both ends together.
+pub const STREAMS: usize = 256;
+
+/// Streams that the peer has opened and we have not taken.
+pub const WAITING_STREAMS: usize = 64;
+
+/// Bytes of a stream's name, the path within an offered folder included: long
+/// enough for any path that a person types, short enough for an error message.
+pub const STREAM_NAME: usize = 1024;
+
+/// Standing offers of one site. Each holds one open descriptor of its agent.
+pub const SITE_OFFERS: usize = 256;
+
+/// Standing offers of one process: those of all sites of a simulation.
+pub const OFFERS: usize = 4096;
+
+/// Sites that one offer may name.
+pub const OFFER_SITES: usize = 1024;
+
+/// Stream connections of one trainer at a time: its threads and ranks that fetch
+/// at once. Each holds one frame.
+pub const STREAM_CONNECTIONS: usize = 32;
+
+/// Elements of a tensor that are encoded or decoded at a time. Beside them there
+/// are their f32 values, their codes and their bytes: at most 16 bytes for each,
+/// so 1 MiB per model that is being read.
+pub const CODEC_WINDOW: usize = 64 * 1024;
+
+/// Bytes of a tensor that are compressed by themselves, so that a reader may
+/// start at any of them. Larger frames would be 1 % smaller.
+pub const CODEC_FRAME: usize = 256 * 1024;
+
+/// Filters that encode a model, one after the other: three are useful, and each
+/// may double the work of who reads it.
+pub const CODEC_LAYERS: usize = 8;
+
+/// Bytes that a peer may send on one stream before we have read any: 100 ms at
+/// 1.3 Gbit/s. A stream that nobody reads holds at most this much.
+pub const STREAM_WINDOW: u32 = 16 * 1024 * 1024;
+
+/// The same of all streams of a connection together.
+pub const CONNECTION_WINDOW: u32 = 256 * 1024 * 1024;
+
+/// Bytes of a frame that we take from a peer on a connection.
+pub const SESSION_FRAME: u32 = 256 * 1024;
+
+/// Bytes of the frames that we send on bulk connections, heads included: whole
+/// TLS records of 16 KiB.
+pub const BULK_FRAME: usize = 64 * 1024;
+
+/// Bytes that a bulk connection has taken from its streams and not written.
+pub const BULK_UNWRITTEN: usize = 256 * 1024;
+
+/// The two of a control connection. Where everything shares it, a heartbeat
+/// waits for at most this much of something else, and for what the kernel has.
+pub const CONTROL_FRAME: usize = 8 * 1024;
+/// See [`CONTROL_FRAME`].
+pub const CONTROL_UNWRITTEN: usize = 16 * 1024;
+
+/// Bytes of TLS records that are made and not yet in the kernel.
+pub const TLS_UNWRITTEN: usize = 256 * 1024;
+
+/// Bytes that are read from a socket at once; every connection holds as much.
+pub const TLS_UNREAD: usize = 64 * 1024;

@@ -30,6 +30,10 @@ pub use error::HeaderError;
 const TREE_KEY: &str = "firesteel.tree";
 /// Where the aliases stand in the metadata.
 const ALIASES_KEY: &str = "firesteel.aliases";
+/// Where it says that tensors were left out because they did not change.
+const PARTIAL_KEY: &str = "firesteel.partial";
+/// The only value that there is of it.
+const PARTIAL: &str = "1";
 /// The name that no tensor can have.
 const METADATA_KEY: &str = "__metadata__";
 /// Bytes of the length at the start of a file.
@@ -67,8 +71,8 @@ impl TensorInfo {
 /// A model file's header, checked.
 ///
 /// INVARIANT: tensors cover the data without hole or overlap, in bounds and
-/// aligned; names and aliases are unique; aliases and the tree's leaves name
-/// tensors that exist, and every tensor is in the tree.
+/// aligned; names and aliases are unique; aliases name tensors that exist, and so
+/// do the tree's leaves unless the file is partial; every tensor is in the tree.
 #[derive(Debug, Clone)]
 pub struct ModelHeader {
     tensors: Vec<TensorInfo>,
@@ -76,6 +80,7 @@ pub struct ModelHeader {
     index: HashMap<Arc<str>, u32>,
     aliases: Vec<(Arc<str>, Arc<str>)>,
     tree: Option<Tree>,
+    partial: bool,
     metadata: BTreeMap<String, String>,
     data_start: u64,
     data_len: u64,
@@ -87,6 +92,7 @@ impl PartialEq for ModelHeader {
         self.tensors == other.tensors
             && self.aliases == other.aliases
             && self.tree == other.tree
+            && self.partial == other.partial
             && self.metadata == other.metadata
             && self.data_start == other.data_start
             && self.data_len == other.data_len
@@ -167,6 +173,12 @@ impl ModelHeader {
         Tree::Dict(names.map(leaf).collect())
     }
 
+    /// Whether it is an update that holds only what changed: a tensor that is not
+    /// in it, though it may be in the tree, is as the model has it.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// The user's own entries of the metadata.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -207,6 +219,9 @@ impl ModelHeader {
         if let Some(tree) = &self.tree {
             builder.tree(tree.clone());
         }
+        if self.partial {
+            builder.partial();
+        }
         for (key, value) in &self.metadata {
             builder.metadata(key, value);
         }
@@ -214,7 +229,7 @@ impl ModelHeader {
     }
 
     /// Checks what readers and writers promise alike, and builds the index.
-    fn checked(parts: Parts) -> Result<Self, HeaderError> {
+    fn checked(mut parts: Parts) -> Result<Self, HeaderError> {
         let mut index = HashMap::with_capacity(parts.tensors.len() + parts.aliases.len());
         for (at, tensor) in parts.tensors.iter().enumerate() {
             let at = u32::try_from(at).expect("a header of 100 MB names fewer tensors");
@@ -225,7 +240,7 @@ impl ModelHeader {
             }
         }
         let mut aliases = Vec::with_capacity(parts.aliases.len());
-        for (alias, name) in parts.aliases {
+        for (alias, name) in std::mem::take(&mut parts.aliases) {
             // Looked up among tensors only: an alias of an alias has no meaning.
             let Some(at) = index.get(name.as_str()).copied() else {
                 return Err(HeaderError::AliasTarget {
@@ -251,13 +266,14 @@ impl ModelHeader {
         }
         check_layout(&parts.tensors, parts.data_start, parts.data_len)?;
         if let Some(tree) = &parts.tree {
-            check_tree(tree, &index, &parts.tensors)?;
+            check_tree(tree, &index, &parts)?;
         }
         Ok(Self {
             tensors: parts.tensors,
             index,
             aliases,
             tree: parts.tree,
+            partial: parts.partial,
             metadata: parts.metadata,
             data_start: parts.data_start,
             data_len: parts.data_len,
@@ -270,6 +286,7 @@ struct Parts {
     tensors: Vec<TensorInfo>,
     aliases: Vec<(String, String)>,
     tree: Option<Tree>,
+    partial: bool,
     metadata: BTreeMap<String, String>,
     data_start: u64,
     data_len: u64,
@@ -331,9 +348,10 @@ fn check_layout(tensors: &[TensorInfo], data_start: u64, data_len: u64) -> Resul
 fn check_tree(
     tree: &Tree,
     index: &HashMap<Arc<str>, u32>,
-    tensors: &[TensorInfo],
+    parts: &Parts,
 ) -> Result<(), HeaderError> {
     tree.check().map_err(HeaderError::Tree)?;
+    let tensors = &parts.tensors;
     let mut used = vec![false; tensors.len()];
     let mut missing = None;
     tree.walk(|path, leaf| {
@@ -341,7 +359,7 @@ fn check_tree(
         let at = index.get(name.as_str()).map(|&at| at as usize);
         match at.and_then(|at| used.get_mut(at)) {
             Some(used) => *used = true,
-            None if missing.is_none() => {
+            None if missing.is_none() && !parts.partial => {
                 missing = Some(HeaderError::TreeTensor {
                     path: path.to_string(),
                     name: shown(name),

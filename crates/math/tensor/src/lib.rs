@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dtype;
+pub mod facts;
 pub mod finite;
 pub mod float;
 pub mod header;
@@ -15,6 +16,7 @@ pub mod text;
 pub mod tree;
 
 pub use dtype::DType;
+pub use facts::{Facts, FactsBuilder};
 pub use finite::check_finite;
 pub use header::{HeaderBuilder, HeaderError, ModelHeader, TensorInfo};
 pub use tree::{Tree, TreeError};

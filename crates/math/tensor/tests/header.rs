@@ -479,3 +479,46 @@ proptest! {
         firesteel_tensor::fuzz_params_tree(&bytes);
     }
 }
+
+#[test]
+fn a_partial_update_may_lack_tensors_of_its_tree() {
+    let json = |partial: &str| {
+        format!(
+            r#"{{"__metadata__":{{{partial}"firesteel.tree":"{{\"d\":[[\"a\",{{\"t\":\"a\"}}],[\"b\",{{\"t\":\"b\"}}]]}}"}},"b":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#
+        )
+    };
+    refuses!(
+        &json(""),
+        4,
+        HeaderError::TreeTensor { .. },
+        "names the tensor `a` at `a`"
+    );
+    refuses!(
+        &json(r#""firesteel.partial":"2","#),
+        4,
+        HeaderError::Partial { .. },
+        "`2`"
+    );
+    let json = json(r#""firesteel.partial":"1","#);
+    let padded = format!("{json:width$}", width = json.len().next_multiple_of(8));
+    let header = parse(&file(&padded, 4)).unwrap();
+    assert!(header.is_partial());
+    assert!(header.metadata().is_empty(), "it is not the user's own");
+    let (bytes, again) = header.to_builder().encode().unwrap();
+    assert!(again.is_partial());
+    let read = ModelHeader::parse(&bytes, again.total_len()).unwrap();
+    assert_eq!(read, again);
+    // A tensor that the tree does not name is an error as ever.
+    let mut builder = header.to_builder();
+    builder.tensor("c", DType::F32, &[1]);
+    assert!(matches!(
+        builder.encode(),
+        Err(HeaderError::NotInTree { .. })
+    ));
+    let mut whole = HeaderBuilder::new();
+    whole.metadata("firesteel.partial", "1");
+    assert!(matches!(
+        whole.encode(),
+        Err(HeaderError::ReservedMetadata { .. })
+    ));
+}

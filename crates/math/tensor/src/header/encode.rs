@@ -8,8 +8,8 @@ use std::sync::Arc;
 use firesteel_base::limits;
 
 use super::{
-    ALIASES_KEY, HeaderError, LARGEST, LENGTH_BYTES, METADATA_KEY, ModelHeader, Parts, TREE_KEY,
-    TensorInfo, bytes_of_shape,
+    ALIASES_KEY, HeaderError, LARGEST, LENGTH_BYTES, METADATA_KEY, ModelHeader, PARTIAL,
+    PARTIAL_KEY, Parts, TREE_KEY, TensorInfo, bytes_of_shape,
 };
 use crate::text::shown;
 use crate::tree::write_text;
@@ -25,6 +25,7 @@ pub struct HeaderBuilder {
     tensors: Vec<(Arc<str>, DType, Vec<u64>)>,
     aliases: Vec<(String, String)>,
     tree: Option<Tree>,
+    partial: bool,
     metadata: BTreeMap<String, String>,
 }
 
@@ -52,6 +53,13 @@ impl HeaderBuilder {
         self
     }
 
+    /// Says that the file is an update that holds only what changed. Its tree may
+    /// name tensors that it lacks.
+    pub fn partial(&mut self) -> &mut Self {
+        self.partial = true;
+        self
+    }
+
     /// Adds an entry of the user's own; the same key again replaces it.
     pub fn metadata(&mut self, key: &str, value: &str) -> &mut Self {
         self.metadata.insert(key.to_owned(), value.to_owned());
@@ -64,7 +72,17 @@ impl HeaderBuilder {
     /// # Errors
     /// [`HeaderError`] when the parts do not make a model file.
     pub fn encode(self) -> Result<(Vec<u8>, ModelHeader), HeaderError> {
-        for key in [TREE_KEY, ALIASES_KEY] {
+        self.encode_at(0)
+    }
+
+    /// The same with the data at `data_start` at the earliest: for a writer that
+    /// knows the lengths of its tensors only when it has written them, and has
+    /// kept room for the longest header that they may need.
+    ///
+    /// # Errors
+    /// As [`HeaderBuilder::encode`].
+    pub fn encode_at(self, data_start: u64) -> Result<(Vec<u8>, ModelHeader), HeaderError> {
+        for key in [TREE_KEY, ALIASES_KEY, PARTIAL_KEY] {
             if self.metadata.contains_key(key) {
                 return Err(HeaderError::ReservedMetadata { key: key.into() });
             }
@@ -74,11 +92,12 @@ impl HeaderBuilder {
             tensors,
             aliases: self.aliases,
             tree: self.tree,
+            partial: self.partial,
             metadata: self.metadata,
             data_start: 0,
             data_len,
         };
-        let bytes = write(&parts)?;
+        let bytes = write(&parts, data_start)?;
         parts.data_start = bytes.len() as u64;
         let header = ModelHeader::checked(parts)?;
         Ok((bytes, header))
@@ -130,7 +149,7 @@ fn lay_out(
     Ok((placed, reached))
 }
 
-fn write(parts: &Parts) -> Result<Vec<u8>, HeaderError> {
+fn write(parts: &Parts, least: u64) -> Result<Vec<u8>, HeaderError> {
     let mut json = String::with_capacity(64 + parts.tensors.len() * 96);
     json.push('{');
     write_metadata(parts, &mut json);
@@ -150,7 +169,9 @@ fn write(parts: &Parts) -> Result<Vec<u8>, HeaderError> {
     }
     json.push('}');
     let length_bytes = LENGTH_BYTES as usize;
-    let total = (length_bytes + json.len()).next_multiple_of(DATA_ALIGN);
+    let least = usize::try_from(least).unwrap_or(limits::MODEL_HEADER);
+    let total = (length_bytes + json.len()).max(least);
+    let total = total.next_multiple_of(DATA_ALIGN);
     let length = (total - length_bytes) as u64;
     let limit = limits::MODEL_HEADER as u64;
     if length > limit {
@@ -167,6 +188,9 @@ fn write_metadata(parts: &Parts, json: &mut String) {
     let mut entries = parts.metadata.clone();
     if let Some(tree) = &parts.tree {
         entries.insert(TREE_KEY.into(), tree.to_json());
+    }
+    if parts.partial {
+        entries.insert(PARTIAL_KEY.into(), PARTIAL.into());
     }
     if !parts.aliases.is_empty() {
         let mut text = String::from("{");

@@ -151,6 +151,12 @@ pub enum HeaderError {
         /// The key.
         key: String,
     },
+    /// A mark for what is left out that says something new.
+    #[error("the metadata says `{value}` of what is left out, and only `1` is known")]
+    Partial {
+        /// What it says.
+        value: String,
+    },
     /// The alias map is not an object of texts.
     #[error("the alias map cannot be read: {message}")]
     Aliases {

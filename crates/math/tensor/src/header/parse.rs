@@ -14,8 +14,8 @@ use serde::de::{
 };
 
 use super::{
-    ALIASES_KEY, HeaderError, LARGEST, METADATA_KEY, ModelHeader, Parts, TREE_KEY, TensorInfo,
-    bytes_of_shape,
+    ALIASES_KEY, HeaderError, LARGEST, METADATA_KEY, ModelHeader, PARTIAL, PARTIAL_KEY, Parts,
+    TREE_KEY, TensorInfo, bytes_of_shape,
 };
 use crate::text::shown;
 use crate::{DType, Tree};
@@ -45,10 +45,21 @@ pub(super) fn parse(prefix: &[u8], total_len: u64) -> Result<ModelHeader, Header
         Some(text) => read_aliases(&text)?,
         None => Vec::new(),
     };
+    let partial = match metadata.remove(PARTIAL_KEY) {
+        None => false,
+        Some(value) if value == PARTIAL => true,
+        // What it would mean is not known, so nothing may be made of the file.
+        Some(value) => {
+            return Err(HeaderError::Partial {
+                value: shown(&value),
+            });
+        }
+    };
     ModelHeader::checked(Parts {
         tensors,
         aliases,
         tree,
+        partial,
         metadata,
         data_start,
         data_len,
