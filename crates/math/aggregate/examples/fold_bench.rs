@@ -5,20 +5,24 @@
 //! Prints one JSON object. Rates are gigabytes of input per second and core, the
 //! best of all rounds; the C loop and ours take turns, so that both meet the same
 //! neighbors on a shared machine. `fresh_maps` maps the inputs anew every round
-//! as a server does, `kept_maps` does not.
+//! as a server does, `kept_maps` does not. `live` reads every update in windows
+//! as one that is not spooled, and holds it against its manifest; per CPU-second
+//! it and `mapped` are beside each other.
 #![allow(
     clippy::disallowed_methods,
     reason = "a bench reads files, runs the C loop and looks at the clock"
 )]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use firesteel_aggregate::{Contribution, Method, Model, Options, plan, verify};
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader};
+use firesteel_aggregate::{Contribution, Data, LiveSource, Method, Model, Options, plan, verify};
+use firesteel_base::limits;
+use firesteel_tensor::{DType, Facts, FactsBuilder, HeaderBuilder, ModelHeader};
 use memmap2::{Mmap, MmapMut};
 
 const UPDATES: usize = 8;
@@ -89,6 +93,9 @@ fn main() {
     println!("  \"mean_fresh_output\": {:.2},", rate(fresh_output));
     println!("  \"mean_two_threads_per_core\": {:.2},", rate(two) / 2.0);
     println!("  \"verify\": {:.2},", rate(verified));
+    let [mapped, live, read, facts] = bench.per_cpu_second();
+    println!("  \"mapped_per_cpu_second\": {mapped:.2}, \"live_per_cpu_second\": {live:.2},");
+    println!("  \"read_per_cpu_second\": {read:.2}, \"facts_per_cpu_second\": {facts:.2},");
     println!(
         "  \"median\": {:.2}, \"median_time_over_mean\": {:.2}",
         rate(median),
@@ -140,7 +147,7 @@ impl Bench<'_> {
                     site: "a site",
                     weight: 3.0,
                     header: &self.header,
-                    bytes,
+                    data: Data::Mapped(bytes),
                 })
                 .collect();
             let plan = plan(&contributions, None, &options).expect("the updates fit");
@@ -148,6 +155,71 @@ impl Bench<'_> {
             best = best.min(before.elapsed().as_secs_f64());
         }
         best
+    }
+
+    /// Gigabytes of updates per second of CPU time: mapped and folded; read live,
+    /// checked and folded; only read; only looked at for their manifests.
+    fn per_cpu_second(&self) -> [f64; 4] {
+        const TIMES: usize = 10;
+        let gigabytes = (TIMES * UPDATES * self.header.data_len() as usize) as f64 / 1e9;
+        let files = self.map();
+        let before = cpu_seconds();
+        let mut facts = Vec::new();
+        for _ in 0..TIMES {
+            facts = files.iter().map(|file| self.facts(file)).collect();
+        }
+        let looked = cpu_seconds() - before;
+        let mut out = self.output("recycled");
+        out.fill(1);
+        let mut fold = |maps: &[Mmap], live: &[Preading]| {
+            let header = &self.header;
+            let mapped = maps.iter().map(|bytes| Data::Mapped(bytes));
+            let live = live.iter().zip(&facts);
+            let live = live.map(|(source, facts)| Data::Live { source, facts });
+            let contributions: Vec<_> = mapped
+                .chain(live)
+                .map(|data| Contribution {
+                    site: "a site",
+                    weight: 3.0,
+                    header,
+                    data,
+                })
+                .collect();
+            let plan = plan(&contributions, None, &Options::mean()).expect("the updates fit");
+            plan.fold(&mut out)
+                .expect("the updates are as they should be");
+        };
+        let before = cpu_seconds();
+        for _ in 0..TIMES {
+            fold(&self.map(), &[]);
+        }
+        let mapped = cpu_seconds() - before;
+        let before = cpu_seconds();
+        for _ in 0..TIMES {
+            let live: Vec<_> = self.paths.iter().cloned().map(Preading).collect();
+            fold(&[], &live);
+        }
+        let live = cpu_seconds() - before;
+        let mut window = vec![0; limits::LIVE_WINDOW];
+        let before = cpu_seconds();
+        for path in (0..TIMES).flat_map(|_| &self.paths) {
+            let mut file = File::open(path).expect("the update is there");
+            while file.read(&mut window).expect("it can be read") > 0 {}
+        }
+        let read = cpu_seconds() - before;
+        [mapped, live, read, looked].map(|seconds| gigabytes / seconds)
+    }
+
+    fn facts(&self, file: &[u8]) -> Vec<Facts> {
+        let tensors = self.header.tensors().iter();
+        tensors
+            .map(|tensor| {
+                let mut facts = FactsBuilder::new(tensor.dtype);
+                let bytes = self.header.bytes_of(tensor, file);
+                facts.push(bytes.expect("the file is whole"));
+                facts.finish()
+            })
+            .collect()
     }
 
     /// Seconds to check all updates as they arrive.
@@ -193,6 +265,29 @@ impl Bench<'_> {
         // SAFETY: as for the inputs; only this mapping writes the file.
         unsafe { MmapMut::map_mut(&file) }.expect("the output can be mapped")
     }
+}
+
+/// A file that is read as it is folded.
+struct Preading(PathBuf);
+
+impl LiveSource for Preading {
+    fn open(&self, ranges: &[Range<u64>]) -> io::Result<Box<dyn Read + Send + '_>> {
+        let [range] = ranges else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let mut file = File::open(&self.0)?;
+        file.seek(io::SeekFrom::Start(range.start))?;
+        Ok(Box::new(file.take(range.end - range.start)))
+    }
+}
+
+/// CPU time of this process, of all its threads, to a hundredth of a second.
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("Linux says so");
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next().and_then(|f| f.parse::<f64>().ok());
+    (ticks().unwrap_or(0.0) + ticks().unwrap_or(0.0)) / 100.0
 }
 
 /// Eight model files of f32, a few tensors each, warm in the page cache.

@@ -45,6 +45,24 @@ pub enum AggregateError {
         /// Bytes there should be.
         expected: u64,
     },
+    /// The method has to have every update as a file.
+    #[error(
+        "the {method} needs every update on the server's disk, and that of {site} is still at its site"
+    )]
+    NeedsSpooled {
+        /// The method.
+        method: &'static str,
+        /// The first such site.
+        site: String,
+    },
+    /// An update that was read from its site could not be read to its end.
+    #[error("the update of {site} could not be read to its end: {problem}")]
+    Live {
+        /// The site.
+        site: String,
+        /// What its reader said.
+        problem: String,
+    },
     /// An update does not fit the model, or the first update.
     #[error("{site}: {problem}")]
     Update {
@@ -126,6 +144,9 @@ impl Hint for AggregateError {
             }
             Self::NotFinite { .. } => {
                 "the values outgrew their dtype; lower the learning rate or set `master_dtype`"
+            }
+            Self::NeedsSpooled { .. } => {
+                "give the spool more room, or aggregate by the mean, which takes updates straight from their sites"
             }
             Self::ExcludedItem { .. } => "give an initial model, or send a dict",
             Self::Header(error) => return error.hint(),

@@ -3,8 +3,8 @@
 //! The result is cut into pieces, each computed by one thread from beginning to
 //! end, so no number depends on how many threads there are.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 
 use firesteel_tensor::text::shown;
 use firesteel_tensor::{DType, dtype::Kind};
@@ -14,13 +14,10 @@ use crate::error::AggregateError;
 use crate::integer;
 use crate::kernel::order::{self, Network};
 use crate::kernel::{self, BLOCK, GROUP};
-use crate::options::UpdateKind;
-use crate::plan::{ABSENT, Key, Plan};
+use crate::live::{self, Batch, Readers, Window};
+use crate::options::{Data, UpdateKind};
+use crate::plan::{Key, Plan};
 use crate::report::{Report, joined};
-
-/// Elements of a piece: small enough to share work among threads, large enough
-/// that handing it out costs nothing.
-const PIECE: usize = 64 * BLOCK;
 
 /// Bytes of the result below which waking other threads costs more than it gives.
 const WORTH_THREADS: u64 = 1 << 20;
@@ -29,8 +26,9 @@ impl Plan<'_> {
     /// Writes the result, header and data, into `out`.
     ///
     /// # Errors
-    /// [`AggregateError`] when bools differ, a result outgrows its dtype or `out`
-    /// has another length than [`Plan::output_len`]; `out` is then worthless.
+    /// [`AggregateError`] when bools differ, a result outgrows its dtype, a live
+    /// update cannot be read or is not what its manifest says, or `out` has
+    /// another length than [`Plan::output_len`]; `out` is then worthless.
     pub fn fold(&self, out: &mut [u8]) -> Result<Report, AggregateError> {
         let (length, expected) = (out.len() as u64, self.output_len());
         if length != expected {
@@ -38,20 +36,21 @@ impl Plan<'_> {
         }
         let (head, data) = out.split_at_mut(self.header_bytes.len());
         head.copy_from_slice(&self.header_bytes);
-        let pieces = self.pieces(data);
-        let outcomes = self.run_all(pieces);
+        let outcomes = self.run_all(data)?;
 
         // Per key, in the result's order: so errors do not depend on threads.
         let mut totals = vec![Outcome::default(); self.keys.len()];
         for (key, outcome) in outcomes {
-            totals[key].differed |= outcome.differed;
-            totals[key].not_finite += outcome.not_finite;
+            let total = &mut totals[key];
+            total.differed |= outcome.differed;
+            total.not_finite += outcome.not_finite;
+            total.odd.extend(outcome.odd);
         }
         let mut report = self.report.clone();
         let mut averaged = Vec::new();
         for (key, total) in self.keys.iter().zip(&totals) {
             if total.differed && key.dtype == DType::Bool {
-                return Err(self.bools_differ(key));
+                return Err(self.bools_differ(key, &total.odd));
             }
             if total.not_finite > 0 {
                 return Err(AggregateError::NotFinite {
@@ -76,22 +75,25 @@ impl Plan<'_> {
         Ok(report)
     }
 
-    /// Cuts the result's data, in the order in which it lies there.
-    fn pieces<'o>(&self, mut data: &'o mut [u8]) -> Vec<Piece<'o>> {
+    /// The keys by their place in the result's data.
+    fn order(&self) -> Vec<usize> {
         let tensors = self.header.tensors();
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|at| (tensors[*at].start, tensors[*at].end));
+        order
+    }
+
+    /// Cuts the result's data, in the order in which it lies there.
+    fn pieces<'o>(&self, mut data: &'o mut [u8], order: &[usize]) -> Vec<Piece<'o>> {
+        let tensors = self.header.tensors();
+        let elements = live::piece_elements(self);
         let mut pieces = Vec::new();
-        for key in order {
+        for &key in order {
             let tensor = &tensors[key];
             // It is in memory, so it fits a usize.
             let (mut rest, after) = data.split_at_mut(tensor.size() as usize);
             data = after;
-            // Bools are compared as wholes, to name the sites that differ.
-            let most = match tensor.dtype.kind() {
-                Kind::Bool => usize::MAX,
-                _ => PIECE * tensor.dtype.size(),
-            };
+            let most = elements * tensor.dtype.size();
             let mut first = 0;
             while !rest.is_empty() {
                 let (out, more) = rest.split_at_mut(rest.len().min(most));
@@ -104,45 +106,117 @@ impl Plan<'_> {
         pieces
     }
 
-    fn run_all(&self, pieces: Vec<Piece<'_>>) -> Vec<(usize, Outcome)> {
+    fn run_all(&self, data: &mut [u8]) -> Result<Vec<(usize, Outcome)>, AggregateError> {
+        let order = self.order();
+        let pieces = self.pieces(data, &order);
+        let mut readers = Readers::open(self, &order)?;
         let threads = self.options.threads.max(1);
-        let one = |scratch: &mut Scratch, piece: Piece<'_>| (piece.key, self.run(piece, scratch));
-        if threads > 1 && self.header.data_len() >= WORTH_THREADS {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
+        let worth = threads > 1 && self.header.data_len() >= WORTH_THREADS;
+        // One more waits for what is read.
+        let wanted = if worth { threads } else { 1 } + usize::from(!readers.is_empty());
+        // Without threads to be had, the caller's does it alone.
+        let pool = (wanted > 1).then(|| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(wanted)
                 .thread_name(|at| format!("fold-{at}"))
-                .build();
-            // Without threads to be had, the caller's does it alone.
-            if let Ok(pool) = pool {
-                return pool.install(|| {
-                    let pieces = pieces.into_par_iter();
-                    pieces.map_init(Scratch::new, one).collect()
-                });
-            }
+                .build()
+        });
+        let pool = pool.and_then(Result::ok);
+        if readers.is_empty() {
+            let windows = Vec::new();
+            let batch = Batch { pieces, windows };
+            let (outcomes, _) = match &pool {
+                Some(pool) => pool.install(|| self.run_batch(batch, true)),
+                None => self.run_batch(batch, false),
+            };
+            return Ok(outcomes);
         }
-        let mut scratch = Scratch::new();
-        let pieces = pieces.into_iter();
-        pieces.map(|piece| one(&mut scratch, piece)).collect()
+        let (mut pieces, mut held) = (pieces.into_iter(), None);
+        let mut outcomes = Vec::new();
+        let mut used = Vec::new();
+        let mut batch = readers.next(&mut pieces, &mut held, Vec::new())?;
+        while let Some(current) = batch {
+            let run = || self.run_batch(current, worth);
+            let windows = std::mem::take(&mut used);
+            let read = || readers.next(&mut pieces, &mut held, windows);
+            let (done, next) = match &pool {
+                Some(pool) => pool.install(|| rayon::join(run, read)),
+                None => (run(), read()),
+            };
+            outcomes.extend(done.0);
+            used = done.1;
+            batch = next?;
+        }
+        Ok(outcomes)
     }
 
-    fn run(&self, piece: Piece<'_>, scratch: &mut Scratch) -> Outcome {
+    /// Computes the pieces, and gives the windows back to be read into again.
+    fn run_batch(&self, batch: Batch<'_>, threads: bool) -> (Vec<(usize, Outcome)>, Vec<Window>) {
+        let Batch { pieces, windows } = batch;
+        let one = |scratch: &mut Scratch, (at, piece): (usize, Piece<'_>)| {
+            (piece.key, self.run(at, piece, &windows, scratch))
+        };
+        let outcomes = if threads {
+            let pieces = pieces.into_par_iter().enumerate();
+            pieces.map_init(Scratch::new, one).collect()
+        } else {
+            let mut scratch = Scratch::new();
+            let pieces = pieces.into_iter().enumerate();
+            pieces.map(|piece| one(&mut scratch, piece)).collect()
+        };
+        (outcomes, windows)
+    }
+
+    /// Bytes that each update has of a piece.
+    pub(crate) fn row_size(&self, piece: &Piece<'_>) -> usize {
+        let to = self.header.tensors()[piece.key].dtype;
+        piece.out.len() / to.size() * self.keys[piece.key].dtype.size()
+    }
+
+    fn run(
+        &self,
+        at: usize,
+        piece: Piece<'_>,
+        windows: &[Window],
+        scratch: &mut Scratch,
+    ) -> Outcome {
         let key = &self.keys[piece.key];
         let out_dtype = self.header.tensors()[piece.key].dtype;
         let elements = piece.out.len() / out_dtype.size();
-        let mut rows = Vec::with_capacity(key.sites);
-        let mut weights = Vec::with_capacity(key.sites);
-        let size = key.dtype.size();
-        for source in &self.sources {
-            let place = source.places.get(piece.key).copied().unwrap_or(ABSENT);
-            if place != ABSENT {
-                // INVARIANT: the header's tensors lie within the file, whose
-                // length was compared with the header's.
-                let start = (source.data_start + place) as usize + piece.first * size;
-                rows.push(&source.bytes[start..start + elements * size]);
+        let model = self.model_bytes(key, piece.first, elements);
+        let size = self.row_size(&piece);
+        let mut fill = std::mem::take(&mut scratch.fill);
+        let unchanged = self.unchanged(key, model, size, &mut fill);
+        let mut rows = Vec::with_capacity(key.rows);
+        let mut weights = Vec::with_capacity(key.rows);
+        let mut sources = Vec::with_capacity(if key.dtype == DType::Bool {
+            key.rows
+        } else {
+            0
+        });
+        let mut live = windows.iter();
+        for (source_at, source) in self.sources.iter().enumerate() {
+            let window = if source.is_read() { live.next() } else { None };
+            let row = match (source.start(piece.key), source.data) {
+                (Some(start), Data::Mapped(bytes)) => {
+                    // INVARIANT: the header's tensors lie within the file, whose
+                    // length was compared with the header's.
+                    let start = start as usize + piece.first * key.dtype.size();
+                    Some(&bytes[start..start + size])
+                }
+                (Some(_), Data::Live { .. } | Data::Read(_)) => {
+                    window.map(|window| window.row(at, size))
+                }
+                (None, _) => unchanged.filter(|_| source.partial),
+            };
+            if let Some(row) = row {
+                rows.push(row);
                 weights.push(source.weight);
+                if key.dtype == DType::Bool {
+                    sources.push(source_at);
+                }
             }
         }
-        let model = self.model_bytes(key, piece.first, elements);
         let work = Work {
             plan: self,
             key,
@@ -151,17 +225,55 @@ impl Plan<'_> {
             model,
             out_dtype,
         };
-        if work.rows.is_empty() {
-            return work.keep(piece.out, scratch);
+        let outcome = if work.rows.is_empty() {
+            work.keep(piece.out, scratch)
+        } else {
+            match key.dtype.kind() {
+                Kind::Bool => work.bools(piece.out, &sources),
+                Kind::Int => work.integers(piece.out),
+                Kind::Float => match self.networks.get(&key.rows) {
+                    Some(network) => work.ranks(network, piece.out, scratch),
+                    None => work.mean(piece.out, scratch),
+                },
+            }
+        };
+        scratch.fill = fill;
+        outcome
+    }
+
+    /// What a site says that leaves the key out because it did not change: the
+    /// model's values, in the dtype in which the sites have them, or differences
+    /// of zero. `None` when nobody says so, or nobody sends the key.
+    fn unchanged<'f>(
+        &'f self,
+        key: &Key,
+        model: Option<(DType, &'f [u8])>,
+        size: usize,
+        fill: &'f mut Vec<u8>,
+    ) -> Option<&'f [u8]> {
+        if key.rows == key.sites {
+            return None;
         }
-        match key.dtype.kind() {
-            Kind::Bool => work.bools(piece.out),
-            Kind::Int => work.integers(piece.out),
-            Kind::Float => match self.networks.get(&key.sites) {
-                Some(network) => work.ranks(network, piece.out, scratch),
-                None => work.mean(piece.out, scratch),
-            },
+        // A bool's difference is its new value.
+        if self.options.kind == UpdateKind::Diff && key.dtype != DType::Bool {
+            fill.clear();
+            fill.resize(size, 0);
+            return Some(fill);
         }
+        let (dtype, bytes) = model?;
+        if dtype == key.dtype {
+            return Some(bytes);
+        }
+        let level = self.options.simd;
+        fill.resize(size, 0);
+        let mut values = [0f64; 256];
+        let blocks = bytes.chunks(values.len() * dtype.size());
+        for (bytes, fill) in blocks.zip(fill.chunks_mut(values.len() * key.dtype.size())) {
+            let values = &mut values[..bytes.len() / dtype.size()];
+            kernel::widen_to_f64(level, dtype, bytes, values);
+            kernel::round_into(level, key.dtype, values, fill);
+        }
+        Some(fill)
     }
 
     fn model_bytes(&self, key: &Key, first: usize, elements: usize) -> Option<(DType, &[u8])> {
@@ -173,37 +285,29 @@ impl Plan<'_> {
         Some((tensor.dtype, bytes))
     }
 
-    fn bools_differ(&self, key: &Key) -> AggregateError {
-        let at = self
-            .keys
-            .iter()
-            .position(|k| Arc::ptr_eq(&k.name, &key.name));
+    /// `odd` are the places of the sites that differ from the first one.
+    fn bools_differ(&self, key: &Key, odd: &BTreeSet<usize>) -> AggregateError {
+        let at = self.keys.iter().position(|k| std::ptr::eq(k, key));
         let at = at.unwrap_or_default();
-        let elements = key.shape.iter().product::<u64>() as usize;
-        let mut sent = self.sources.iter().filter_map(|source| {
-            let place = source.places.get(at).filter(|place| **place != ABSENT)?;
-            let start = (source.data_start + place) as usize;
-            Some((source.site, &source.bytes[start..start + elements]))
-        });
-        let (first, expected) = sent.next().unwrap_or_default();
-        let odd: Vec<_> = sent
-            .filter(|(_, bytes)| *bytes != expected)
-            .map(|(site, _)| site)
-            .collect();
+        let first = self
+            .sources
+            .iter()
+            .find(|source| source.start(at).is_some() || source.partial);
+        let odd: Vec<_> = odd.iter().map(|at| self.sources[*at].site).collect();
         AggregateError::BoolsDiffer {
             tensor: shown(&key.name),
             odd: joined(&odd, ""),
-            first: first.to_owned(),
+            first: first.map_or("", |source| source.site).to_owned(),
         }
     }
 }
 
 /// A stretch of one tensor of the result.
-struct Piece<'o> {
-    key: usize,
+pub(crate) struct Piece<'o> {
+    pub(crate) key: usize,
     /// Its first element within the tensor.
-    first: usize,
-    out: &'o mut [u8],
+    pub(crate) first: usize,
+    pub(crate) out: &'o mut [u8],
 }
 
 /// What came of a piece, beside its bytes.
@@ -211,6 +315,8 @@ struct Piece<'o> {
 struct Outcome {
     /// Whether integers or bools were not the same everywhere.
     differed: bool,
+    /// The places of the sites whose bools are not the first one's.
+    odd: BTreeSet<usize>,
     /// Values of the result that are NaN or infinite.
     not_finite: u64,
 }
@@ -223,6 +329,8 @@ struct Scratch {
     wide: Vec<f64>,
     keys32: Vec<i32>,
     keys64: Vec<i64>,
+    /// What stands for a tensor that did not change.
+    fill: Vec<u8>,
 }
 
 impl Scratch {
@@ -234,6 +342,7 @@ impl Scratch {
             wide: Vec::new(),
             keys32: Vec::new(),
             keys64: Vec::new(),
+            fill: Vec::new(),
         }
     }
 }
@@ -275,11 +384,15 @@ impl Work<'_> {
         Outcome::default()
     }
 
-    fn bools(&self, out: &mut [u8]) -> Outcome {
-        let differed = self.rows.iter().any(|row| *row != self.rows[0]);
+    /// `sources` are the places of the rows' sites.
+    fn bools(&self, out: &mut [u8], sources: &[usize]) -> Outcome {
+        let rows = self.rows.iter().zip(sources);
+        let odd = rows.filter(|(row, _)| **row != self.rows[0]);
+        let odd: BTreeSet<_> = odd.map(|(_, at)| *at).collect();
         out.copy_from_slice(self.rows[0]);
         Outcome {
-            differed,
+            differed: !odd.is_empty(),
+            odd,
             not_finite: 0,
         }
     }
@@ -300,7 +413,7 @@ impl Work<'_> {
         let model = model.map(|(_, bytes)| bytes);
         Outcome {
             differed: integer::fold(self.key.dtype, rule, &self.rows, model, out),
-            not_finite: 0,
+            ..Outcome::default()
         }
     }
 
@@ -396,6 +509,7 @@ impl Work<'_> {
             wide,
             keys32,
             keys64,
+            fill: _,
         } = scratch;
         let mut buffers = Buffers {
             narrow,

@@ -1,6 +1,12 @@
 //! What goes into a fold.
 
-use firesteel_tensor::{DType, ModelHeader};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use firesteel_tensor::{DType, Facts, ModelHeader};
 use regex::RegexSet;
 
 /// A model file: its header and all its bytes, from the header's first on.
@@ -20,10 +26,96 @@ pub struct Contribution<'a> {
     /// What it counts in a weighted mean; rounded to f32 before use, so that its
     /// product with any f32 is exact in f64.
     pub weight: f64,
-    /// The header, parsed from `bytes`.
+    /// The header of the update's file.
     pub header: &'a ModelHeader,
-    /// The whole file; need not be aligned.
-    pub bytes: &'a [u8],
+    /// The file itself.
+    pub data: Data<'a>,
+}
+
+/// Where an update's bytes are.
+#[derive(Clone, Copy)]
+pub enum Data<'a> {
+    /// The whole file, mapped or in memory; need not be aligned.
+    Mapped(&'a [u8]),
+    /// Here and verified, but not as bytes in memory: read in windows while it is
+    /// folded. An update that is decoded on the way, for one.
+    Read(&'a dyn LiveSource),
+    /// Still at its site, to be read once, front to back, while it is folded.
+    Live {
+        /// What reads it.
+        source: &'a dyn LiveSource,
+        /// What its manifest says of each tensor, in the order of the header's
+        /// tensors; the values are held against it as they come.
+        facts: &'a [Facts],
+    },
+}
+
+impl fmt::Debug for Data<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapped(bytes) => f.debug_tuple("Mapped").field(&bytes.len()).finish(),
+            Self::Read(_) => f.write_str("Read"),
+            Self::Live { .. } => f.write_str("Live"),
+        }
+    }
+}
+
+/// An update that is read while it is folded.
+pub trait LiveSource: Send + Sync {
+    /// A reader of these ranges of the file, one after the other, in the order
+    /// given. They are all that will be read, to the last byte: so they can be
+    /// fetched ahead.
+    ///
+    /// A file that is laid out like the result, as nearly all are, is one range;
+    /// one with another order of its tensors is several that rise and fall, and
+    /// a tensor that counts for two tied ones is asked for twice.
+    ///
+    /// The reader waits for bytes that are late. What it returns as an error ends
+    /// the fold.
+    ///
+    /// # Errors
+    /// As its reader's.
+    fn open(&self, ranges: &[Range<u64>]) -> io::Result<Box<dyn io::Read + Send + '_>>;
+}
+
+/// An update whose bytes can be had from any place on: `read_at(offset, into)`
+/// fills `into` with those from `offset` on.
+pub struct ReadAt<F>(pub F);
+
+impl<F> LiveSource for ReadAt<F>
+where
+    F: Fn(u64, &mut [u8]) -> io::Result<()> + Send + Sync,
+{
+    fn open(&self, ranges: &[Range<u64>]) -> io::Result<Box<dyn io::Read + Send + '_>> {
+        Ok(Box::new(Ranges {
+            read_at: &self.0,
+            left: ranges.to_vec().into(),
+        }))
+    }
+}
+
+struct Ranges<'f, F> {
+    read_at: &'f F,
+    left: VecDeque<Range<u64>>,
+}
+
+impl<F> io::Read for Ranges<'_, F>
+where
+    F: Fn(u64, &mut [u8]) -> io::Result<()>,
+{
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(range) = self.left.front_mut() else {
+            return Ok(0);
+        };
+        let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let count = left.min(into.len());
+        (self.read_at)(range.start, &mut into[..count])?;
+        range.start += count as u64;
+        if range.start == range.end {
+            self.left.pop_front();
+        }
+        Ok(count)
+    }
 }
 
 /// How the updates' values at one place become one.
@@ -37,6 +129,23 @@ pub enum Method {
     /// The mean, without weights, of what is left when this fraction (below one
     /// half, the number rounded down) is taken off either end at every coordinate.
     TrimmedMean(f64),
+}
+
+impl Method {
+    /// Whether it may read an update more than once, or holds all of them side by
+    /// side: then each must be there as a file, and none may be read from its
+    /// site while it is folded. A mean takes each value once.
+    pub fn needs_spooled(self) -> bool {
+        self != Self::Mean
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Median => "median",
+            Self::TrimmedMean(_) => "trimmed mean",
+        }
+    }
 }
 
 /// What the sites' values are.
@@ -106,17 +215,28 @@ impl Options {
             simd: crate::SimdLevel::new(),
         }
     }
+
+    /// The same for updates of another kind. Cheap: the patterns are shared, so
+    /// a job's options are made once.
+    #[must_use]
+    pub fn for_kind(&self, kind: UpdateKind) -> Self {
+        Self {
+            kind,
+            ..self.clone()
+        }
+    }
 }
 
 /// Patterns for the keys that are left out of the fold. A pattern may match
-/// anywhere in a key, as in FLARE's `exclude_vars`.
+/// anywhere in a key, as in FLARE's `exclude_vars`. Compiled once: a clone is
+/// another handle to the same.
 #[derive(Debug, Clone)]
-pub struct Exclude(RegexSet);
+pub struct Exclude(Arc<RegexSet>);
 
 impl Exclude {
     /// Leaves nothing out.
     pub fn none() -> Self {
-        Self(RegexSet::empty())
+        Self(Arc::new(RegexSet::empty()))
     }
 
     /// Compiles patterns.
@@ -139,7 +259,7 @@ impl Exclude {
                 .join("|"),
             source: Box::new(source),
         })?;
-        Ok(Self(set))
+        Ok(Self(Arc::new(set)))
     }
 
     /// Whether `key` is left out.

@@ -8,7 +8,7 @@ use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, TensorInfo};
 
 use crate::error::AggregateError;
 use crate::kernel::order::{Network, Rank};
-use crate::options::{Contribution, Method, Model, Options, UpdateKind, Wide};
+use crate::options::{Contribution, Data, Method, Model, Options, UpdateKind, Wide};
 use crate::report::{PartialKey, Report, joined};
 use crate::scalar::{cut_of, fold_tree};
 use crate::verify::{VerifyProblem, misfit};
@@ -27,7 +27,7 @@ pub struct Plan<'a> {
     pub(crate) header: ModelHeader,
     pub(crate) header_bytes: Vec<u8>,
     pub(crate) options: Options,
-    /// The sorting networks of every number of sources that a key has.
+    /// The sorting networks of every number of rows that a key has.
     pub(crate) networks: BTreeMap<usize, Network>,
     pub(crate) report: Report,
 }
@@ -36,10 +36,12 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     pub(crate) site: &'a str,
-    pub(crate) bytes: &'a [u8],
-    pub(crate) data_start: u64,
+    pub(crate) header: &'a ModelHeader,
+    pub(crate) data: Data<'a>,
     /// Rounded to f32.
     pub(crate) weight: f64,
+    /// Whether a key that it lacks did not change there.
+    pub(crate) partial: bool,
     /// Shared by the sites whose files are laid out alike: nearly always all.
     pub(crate) places: Arc<[u64]>,
 }
@@ -53,6 +55,9 @@ pub(crate) struct Key {
     pub(crate) dtype: DType,
     /// How many sites send it.
     pub(crate) sites: usize,
+    /// How many values it is folded from: those, and one of each site that says
+    /// by leaving it out that it did not change; 0 when no site sends it.
+    pub(crate) rows: usize,
     /// The tensor of the model, by its place in the model's header.
     pub(crate) model: Option<usize>,
 }
@@ -113,7 +118,7 @@ pub fn plan<'a>(
             joined(&untied, "`")
         ));
     }
-    let (keys, left_out) = keys.finish(&places);
+    let (keys, left_out) = keys.finish(&counted, &places);
     report.excluded.extend(left_out);
     let tree = fold_tree(
         &counted,
@@ -144,21 +149,22 @@ pub fn plan<'a>(
 
     let sources = counted.iter().zip(places).map(|(c, places)| Source {
         site: c.site,
-        bytes: c.bytes,
-        data_start: c.header.data_start(),
+        header: c.header,
+        data: c.data,
+        partial: c.header.is_partial(),
         weight: f64::from(c.weight as f32),
         places,
     });
     let sources: Vec<_> = sources.collect();
     note_keys(&keys, sources.len(), options, &mut report);
-    let networks = keys.iter().filter(|key| key.sites > 0).filter_map(|key| {
-        let rank = rank(options.method, key.sites)?;
-        Some((key.sites, rank))
+    let networks = keys.iter().filter(|key| key.rows > 0).filter_map(|key| {
+        let rank = rank(options.method, key.rows)?;
+        Some((key.rows, rank))
     });
     let networks: BTreeMap<_, _> = networks.collect();
     let networks = networks
         .into_iter()
-        .map(|(sites, rank)| (sites, Network::new(sites, rank)));
+        .map(|(rows, rank)| (rows, Network::new(rows, rank)));
     Ok(Plan {
         networks: networks.collect(),
         sources,
@@ -187,6 +193,16 @@ fn check_options(
     {
         return Err(AggregateError::Trim { fraction });
     }
+    if let Some(live) = contributions
+        .iter()
+        .find(|c| matches!(c.data, Data::Live { .. }))
+        && options.method.needs_spooled()
+    {
+        return Err(AggregateError::NeedsSpooled {
+            method: options.method.name(),
+            site: live.site.to_owned(),
+        });
+    }
     let length = |owner: &str, header: &ModelHeader, bytes: &[u8]| {
         let (length, expected) = (bytes.len() as u64, header.total_len());
         if length == expected {
@@ -201,9 +217,27 @@ fn check_options(
     if let Some(model) = model {
         length("the model", model.header, model.bytes)?;
     }
-    contributions
-        .iter()
-        .try_for_each(|c| length(c.site, c.header, c.bytes))
+    for contribution in contributions {
+        let refused = |problem| AggregateError::Update {
+            site: contribution.site.to_owned(),
+            problem,
+        };
+        let header = contribution.header;
+        match contribution.data {
+            Data::Mapped(bytes) => length(contribution.site, header, bytes)?,
+            Data::Live { facts, .. } if facts.len() != header.tensors().len() => {
+                return Err(refused(VerifyProblem::FactsCount {
+                    facts: facts.len(),
+                    tensors: header.tensors().len(),
+                }));
+            }
+            Data::Live { .. } | Data::Read(_) => {}
+        }
+        if header.is_partial() && model.is_none() {
+            return Err(refused(VerifyProblem::PartialWithoutModel));
+        }
+    }
+    Ok(())
 }
 
 /// The contributions that count: for a mean, those with a weight.
@@ -280,6 +314,7 @@ impl<'o> Keys<'o> {
             shape: tensor.shape.clone(),
             dtype: tensor.dtype,
             sites: 0,
+            rows: 0,
             model,
         });
         self.index.insert(tensor.name.clone(), self.list.len() - 1);
@@ -386,10 +421,19 @@ impl<'o> Keys<'o> {
     }
 
     /// The keys with their number of sites, and the names that are left out.
-    fn finish(mut self, places: &[Arc<[u64]>]) -> (Vec<Key>, Vec<Arc<str>>) {
+    fn finish(
+        mut self,
+        contributions: &[Contribution<'_>],
+        places: &[Arc<[u64]>],
+    ) -> (Vec<Key>, Vec<Arc<str>>) {
         for (at, key) in self.list.iter_mut().enumerate() {
-            let has = |places: &&Arc<[u64]>| places.get(at).is_some_and(|p| *p != ABSENT);
-            key.sites = places.iter().filter(has).count();
+            let has = |places: &Arc<[u64]>| places.get(at).is_some_and(|p| *p != ABSENT);
+            key.sites = places.iter().filter(|places| has(places)).count();
+            if key.sites > 0 {
+                let all = contributions.iter().zip(places);
+                let counts = all.filter(|(c, places)| has(places) || c.header.is_partial());
+                key.rows = counts.count();
+            }
         }
         let names: HashSet<_> = self.list.iter().map(|key| &key.name).collect();
         // Those that the model has are noted with the model's keys.
@@ -406,10 +450,10 @@ fn note_keys(keys: &[Key], sites: usize, options: &Options, report: &mut Report)
             report.excluded.push(key.name.clone());
         } else if key.sites == 0 {
             report.kept.push(key.name.clone());
-        } else if key.sites < sites {
+        } else if key.rows < sites {
             report.partial.push(PartialKey {
                 key: key.name.clone(),
-                sites: key.sites,
+                sites: key.rows,
             });
         }
     }

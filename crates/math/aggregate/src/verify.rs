@@ -1,11 +1,31 @@
 //! One update against the model, before it may count.
 
-use firesteel_base::{Failure, FailureCode, Hint, Phase};
-use firesteel_tensor::text::{shape as shown_shape, shown};
-use firesteel_tensor::{DType, ModelHeader, TensorInfo, Tree, check_finite};
+use std::io::{self, Read as _};
 
-use crate::options::{Model, Options, Wide};
+use firesteel_base::{Failure, FailureCode, Hint, Phase, limits};
+use firesteel_tensor::text::{shape as shown_shape, shown};
+use firesteel_tensor::{DType, Facts, ModelHeader, TensorInfo, Tree, check_finite};
+
+use crate::options::{LiveSource, Model, Options, Wide};
 use crate::scalar::scalars;
+
+/// A number that is compared by its bits, as an error has to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Number(pub f64);
+
+impl PartialEq for Number {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_bits() == other.0.to_bits()
+    }
+}
+
+impl Eq for Number {}
+
+impl std::fmt::LowerExp for Number {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::LowerExp::fmt(&self.0, f)
+    }
+}
 
 /// What is wrong with an update. Each renders as a sentence without a full stop
 /// that can stand after `site-3: `.
@@ -43,6 +63,33 @@ pub enum VerifyProblem {
         found: &'static str,
         /// What the model has.
         expected: &'static str,
+    },
+    /// Only what changed, and nothing that it changed from.
+    #[error("the update holds only what changed, but there is no model that it changed")]
+    PartialWithoutModel,
+    /// The manifest speaks of other tensors than the header.
+    #[error("the update's manifest tells of {facts} tensors, its header of {tensors}")]
+    FactsCount {
+        /// How many the manifest tells of.
+        facts: usize,
+        /// How many there are.
+        tensors: usize,
+    },
+    /// NaN or infinity in a tensor, by its manifest or as it came.
+    #[error("tensor `{tensor}` has values that are NaN or Inf")]
+    NotAllFinite {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The bytes that came are not those that the manifest told of.
+    #[error("tensor `{tensor}` has the norm {found:e}, its manifest says {expected:e}")]
+    Norm {
+        /// The tensor.
+        tensor: String,
+        /// Of what came.
+        found: Number,
+        /// As the manifest says.
+        expected: Number,
     },
     /// Not one key of the model.
     #[error("the update has none of the model's {keys} keys{}{sent}", if sent.is_empty() { "" } else { "; it has " })]
@@ -106,14 +153,20 @@ impl VerifyProblem {
     /// The failure's stable code.
     pub fn code(&self) -> FailureCode {
         match self {
-            Self::Length { .. } | Self::NotBool { .. } => FailureCode::Malformed,
+            Self::Length { .. }
+            | Self::NotBool { .. }
+            | Self::FactsCount { .. }
+            | Self::Norm { .. } => FailureCode::Malformed,
             Self::UnknownTensor { .. }
             | Self::UnknownValue { .. }
             | Self::ValueKind { .. }
+            | Self::PartialWithoutModel
             | Self::NothingInCommon { .. } => FailureCode::KeyMismatch,
             Self::Shape { .. } => FailureCode::ShapeMismatch,
             Self::DType { .. } => FailureCode::DtypeMismatch,
-            Self::NotFinite { .. } | Self::ValueNotFinite { .. } => FailureCode::NotFinite,
+            Self::NotFinite { .. } | Self::NotAllFinite { .. } | Self::ValueNotFinite { .. } => {
+                FailureCode::NotFinite
+            }
         }
     }
 }
@@ -155,15 +208,112 @@ pub fn verify(
         return Err(vec![VerifyProblem::Length { length, expected }]);
     }
     let mut problems = Vec::new();
-    if let Some(model) = model {
-        check_keys(update.header, model, options, &mut problems);
-        check_values(update.header, model, options, &mut problems);
-    }
+    check_header(update.header, model, options, &mut problems);
     check_numbers(update, options, &mut problems);
+    check_scalars(update.header, options, &mut problems);
+    done(problems)
+}
+
+/// Checks an update that is still at its site by its header and what its manifest
+/// says of the tensors. The fold holds the values against the same as they come.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_live(
+    update: &ModelHeader,
+    facts: &[Facts],
+    model: Option<&ModelHeader>,
+    options: &Options,
+) -> Result<(), Vec<VerifyProblem>> {
+    let mut problems = Vec::new();
+    check_header(update, model, options, &mut problems);
+    check_facts(update, facts, options, &mut problems);
+    check_scalars(update, options, &mut problems);
+    done(problems)
+}
+
+/// Checks an update that is here, but is read in windows, as [`verify`] does.
+/// What is wrong comes back; nothing, if it is fine.
+///
+/// # Errors
+/// As its reader's.
+pub fn verify_read(
+    update: &ModelHeader,
+    source: &dyn LiveSource,
+    model: Option<&ModelHeader>,
+    options: &Options,
+) -> io::Result<Vec<VerifyProblem>> {
+    let mut problems = Vec::new();
+    check_header(update, model, options, &mut problems);
+    let counts = |tensor: &&TensorInfo| !options.exclude.contains(&tensor.name);
+    let tensors: Vec<_> = update.data_order().into_iter().filter(counts).collect();
+    let start = update.data_start();
+    let ranges: Vec<_> = tensors
+        .iter()
+        .filter(|tensor| tensor.size() > 0)
+        .map(|tensor| start + tensor.start..start + tensor.end)
+        .collect();
+    let mut bytes = source.open(&ranges)?;
+    let mut window = Vec::new();
+    for tensor in tensors {
+        let (mut left, mut counts) = (tensor.size(), Counts::default());
+        while left > 0 {
+            // A window is a whole number of elements of any dtype.
+            let size = left.min(limits::LIVE_WINDOW as u64) as usize;
+            window.resize(size, 0);
+            bytes.read_exact(&mut window)?;
+            counts.add(tensor.dtype, &window);
+            left -= size as u64;
+        }
+        counts.tell(tensor, &mut problems);
+    }
+    check_scalars(update, options, &mut problems);
+    Ok(problems)
+}
+
+fn done(problems: Vec<VerifyProblem>) -> Result<(), Vec<VerifyProblem>> {
     if problems.is_empty() {
         Ok(())
     } else {
         Err(problems)
+    }
+}
+
+fn check_header(
+    update: &ModelHeader,
+    model: Option<&ModelHeader>,
+    options: &Options,
+    problems: &mut Vec<VerifyProblem>,
+) {
+    match model {
+        Some(model) => {
+            check_keys(update, model, options, problems);
+            check_values(update, model, options, problems);
+        }
+        None if update.is_partial() => problems.push(VerifyProblem::PartialWithoutModel),
+        None => {}
+    }
+}
+
+fn check_facts(
+    update: &ModelHeader,
+    facts: &[Facts],
+    options: &Options,
+    problems: &mut Vec<VerifyProblem>,
+) {
+    let tensors = update.tensors();
+    if facts.len() != tensors.len() {
+        problems.push(VerifyProblem::FactsCount {
+            facts: facts.len(),
+            tensors: tensors.len(),
+        });
+    }
+    for (tensor, facts) in tensors.iter().zip(facts) {
+        if !facts.finite && !options.exclude.contains(&tensor.name) {
+            problems.push(VerifyProblem::NotAllFinite {
+                tensor: shown(&tensor.name),
+            });
+        }
     }
 }
 
@@ -244,7 +394,8 @@ fn check_keys(
         }
     }
     let keys = model.tensors().len();
-    if known == 0 && keys > 0 {
+    // Where nothing changed, a partial update holds nothing.
+    if known == 0 && keys > 0 && !update.is_partial() {
         let names: Vec<&str> = update
             .tensors()
             .iter()
@@ -293,27 +444,48 @@ fn check_numbers(update: Model<'_>, options: &Options, problems: &mut Vec<Verify
         }
         let bytes = update.header.bytes_of(tensor, update.bytes);
         let bytes = bytes.expect("the file's length was checked, and the header covers it");
-        let elements = tensor.elements();
-        if tensor.dtype == DType::Bool {
-            let count = bytes.iter().filter(|b| **b > 1).count() as u64;
-            if count > 0 {
-                problems.push(VerifyProblem::NotBool {
-                    tensor: shown(&tensor.name),
-                    count,
-                    elements,
-                });
-            }
+        let mut counts = Counts::default();
+        counts.add(tensor.dtype, bytes);
+        counts.tell(tensor, problems);
+    }
+}
+
+/// Values of a tensor that cannot be.
+#[derive(Default)]
+struct Counts {
+    not_bool: u64,
+    not_finite: u64,
+}
+
+impl Counts {
+    fn add(&mut self, dtype: DType, bytes: &[u8]) {
+        if dtype == DType::Bool {
+            self.not_bool += bytes.iter().filter(|b| **b > 1).count() as u64;
         }
-        let count = check_finite(tensor.dtype, bytes);
-        if count > 0 {
+        self.not_finite += check_finite(dtype, bytes);
+    }
+
+    fn tell(&self, tensor: &TensorInfo, problems: &mut Vec<VerifyProblem>) {
+        let elements = tensor.elements();
+        if self.not_bool > 0 {
+            problems.push(VerifyProblem::NotBool {
+                tensor: shown(&tensor.name),
+                count: self.not_bool,
+                elements,
+            });
+        }
+        if self.not_finite > 0 {
             problems.push(VerifyProblem::NotFinite {
                 tensor: shown(&tensor.name),
-                count,
+                count: self.not_finite,
                 elements,
             });
         }
     }
-    for (path, value) in scalars(update.header.tree()) {
+}
+
+fn check_scalars(update: &ModelHeader, options: &Options, problems: &mut Vec<VerifyProblem>) {
+    for (path, value) in scalars(update.tree()) {
         if let Tree::Float(number) = value
             && !number.is_finite()
             && !options.exclude.contains(&path)

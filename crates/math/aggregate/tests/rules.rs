@@ -5,8 +5,8 @@ mod common;
 
 use common::{File, Maker};
 use firesteel_aggregate::{
-    AggregateError, Cast, CastError, Contribution, Exclude, Method, Options, PartialKey, Report,
-    UpdateKind, VerifyProblem, Wide, failure, plan, verify,
+    AggregateError, Cast, CastError, Contribution, Data, Exclude, Method, Options, PartialKey,
+    Report, UpdateKind, VerifyProblem, Wide, failure, plan, verify,
 };
 use firesteel_base::FailureCode;
 use firesteel_tensor::{DType, ModelHeader, Tree};
@@ -364,7 +364,10 @@ impl<'a> HeaderAndBytes<'a> for Contribution<'a> {
     fn header_and_bytes(&self) -> firesteel_aggregate::Model<'a> {
         firesteel_aggregate::Model {
             header: self.header,
-            bytes: self.bytes,
+            bytes: match self.data {
+                Data::Mapped(bytes) => bytes,
+                _ => unreachable!("these tests map their files"),
+            },
         }
     }
 }
@@ -540,7 +543,7 @@ fn files_that_do_not_fit_are_refused_before_the_fold() {
         "site-2: tensor `w` has shape [2], the model has [1]"
     );
     let mut cut = a.from("site-1", 1.0);
-    cut.bytes = &cut.bytes[..cut.bytes.len() - 1];
+    cut.data = Data::Mapped(&a.bytes()[..a.bytes().len() - 1]);
     assert!(matches!(
         mean(&[cut], None),
         Err(AggregateError::Length { .. })
@@ -605,4 +608,161 @@ fn models_without_tensors_or_elements() {
         let folded = fold(&[hollow.from("a", 1.0)], Some(&hollow), &options).unwrap();
         assert_eq!(folded.bytes, hollow.bytes());
     }
+}
+
+#[test]
+fn a_partial_update_says_nothing_of_what_it_lacks() {
+    let model = Maker::new()
+        .f32("w", &[10.0, 20.0])
+        .f32("frozen", &[5.0])
+        .build();
+    let whole = |w: f32, frozen: f32| {
+        Maker::new()
+            .f32("w", &[w; 2])
+            .f32("frozen", &[frozen])
+            .build()
+    };
+    let changed = |w: f32| Maker::new().f32("w", &[w; 2]).partial().build();
+    let (a, b, c) = (changed(1.0), changed(3.0), whole(5.0, 8.0));
+    // All leave it out: the model's own.
+    let sites = [a.from("site-1", 1.0), b.from("site-2", 3.0)];
+    let folded = mean(&sites, Some(&model)).unwrap();
+    assert_eq!(
+        (folded.f32("w"), folded.f32("frozen")),
+        (vec![2.5; 2], vec![5.0])
+    );
+    assert_eq!(folded.report.kept, ["frozen".into()]);
+    // One sends it: the others count with what they were given.
+    let sites = [
+        a.from("site-1", 1.0),
+        b.from("site-2", 1.0),
+        c.from("site-3", 1.0),
+    ];
+    let folded = mean(&sites, Some(&model)).unwrap();
+    assert_eq!(
+        (folded.f32("w"), folded.f32("frozen")),
+        (vec![3.0; 2], vec![6.0])
+    );
+    assert_eq!(folded.report.partial, [], "every site counted");
+    let folded = fold(&sites, Some(&model), &diff()).unwrap();
+    assert_eq!(folded.f32("frozen"), [(5.0 + 8.0 / 3.0f64) as f32]);
+    // One that is not partial and lacks it has no say, as before.
+    let d = Maker::new().f32("w", &[1.0; 2]).build();
+    let sites = [
+        a.from("site-1", 1.0),
+        c.from("site-2", 1.0),
+        d.from("site-3", 1.0),
+    ];
+    let folded = mean(&sites, Some(&model)).unwrap();
+    assert_eq!(folded.f32("frozen"), [6.5]);
+    let expected = PartialKey {
+        key: "frozen".into(),
+        sites: 2,
+    };
+    assert_eq!(folded.report.partial, [expected]);
+    // The result is a whole model again.
+    assert!(!folded.header.is_partial());
+
+    let error = mean(&[a.from("site-1", 1.0)], None).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "site-1: the update holds only what changed, but there is no model that it changed"
+    );
+    let options = Options::mean();
+    let problems = verify(a.model(), None, &options).unwrap_err();
+    assert_eq!(problems, [VerifyProblem::PartialWithoutModel]);
+    assert_eq!(problems[0].code(), FailureCode::KeyMismatch);
+    assert_eq!(verify(a.model(), Some(&model.header), &options), Ok(()));
+    let unknown = Maker::new().f32("new", &[1.0]).partial().build();
+    assert!(verify(unknown.model(), Some(&model.header), &options).is_err());
+    // Nothing changed: nothing is said, and nothing is wrong.
+    let nothing = Maker::new().partial().build();
+    assert_eq!(
+        verify(nothing.model(), Some(&model.header), &options),
+        Ok(())
+    );
+    let sites = [nothing.from("site-1", 1.0), c.from("site-2", 1.0)];
+    let folded = mean(&sites, Some(&model)).unwrap();
+    assert_eq!(
+        (folded.f32("w"), folded.f32("frozen")),
+        (vec![7.5, 12.5], vec![6.5])
+    );
+    let alone = mean(&sites[..1], Some(&model)).unwrap();
+    assert_eq!(alone.bytes, model.bytes());
+}
+
+#[test]
+fn a_partial_update_of_integers_bools_and_values_follows_their_rules() {
+    let tree =
+        r#"{"d":[["n",{"t":"n"}],["ids",{"t":"ids"}],["mask",{"t":"mask"}],["lr",{"f":1.0}]]}"#;
+    let file = |n: i64, ids: &[i64], mask: &[u8]| {
+        Maker::new()
+            .i64("n", &[], &[n])
+            .i64("ids", &[2], ids)
+            .bools("mask", mask)
+            .tree(tree)
+            .build()
+    };
+    let model = file(100, &[4, 8], &[1, 0]);
+    // Its tree is whole, and its values are always said.
+    let part = |lr: &str| {
+        let tree = tree.replace("1.0", lr);
+        Maker::new()
+            .i64("ids", &[2], &[6, 8])
+            .partial()
+            .tree(&tree)
+            .build()
+    };
+    let (a, b) = (part("2.0"), file(90, &[0, 0], &[1, 0]));
+    let folded = mean(&[a.from("a", 1.0), b.from("b", 1.0)], Some(&model)).unwrap();
+    assert_eq!(
+        folded.i64("n"),
+        [100],
+        "the greatest, the model's own among them"
+    );
+    assert_eq!(folded.i64("ids"), [3, 4]);
+    let Some(Tree::Dict(entries)) = folded.header.tree() else {
+        panic!("the tree is gone");
+    };
+    assert_eq!(entries[3].1, Tree::Float(1.5));
+    let passed: Vec<_> = folded.report.passed_through.iter().map(|k| &**k).collect();
+    assert_eq!(passed, ["mask"]);
+    // Differences of zero; a bool's is the model's value.
+    let folded = fold(&[a.from("a", 1.0), b.from("b", 1.0)], Some(&model), &diff()).unwrap();
+    assert_eq!(folded.i64("n"), [190]);
+    assert_eq!(folded.i64("ids"), [7, 12]);
+    let c = file(90, &[0, 0], &[0, 0]);
+    let error = mean(&[a.from("a", 1.0), c.from("b", 1.0)], Some(&model))
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the bool tensor `mask` has other values at b than at a"
+    );
+}
+
+#[test]
+fn a_partial_update_under_a_wide_model_counts_as_the_site_knows_it() {
+    // 1/3 in f32, and what the sites were given of it in bf16.
+    let master = Maker::new().f32("w", &[1.0 / 3.0]).build();
+    let given = [0xab, 0x3e];
+    let one = [0x80, 0x3f];
+    let bf16 = |bytes: [u8; 2]| Maker::new().raw("w", DType::BF16, &[1], bytes.to_vec());
+    let options = Options {
+        master_dtype: Some(Wide::F32),
+        ..Options::mean()
+    };
+    let (whole, changed) = (bf16(given).build(), bf16(one).build());
+    let part = Maker::new().partial().build();
+    let from = |first: &File| {
+        let sites = [first.from("a", 1.0), changed.from("b", 1.0)];
+        fold(&sites, Some(&master), &options).unwrap().bytes
+    };
+    assert_eq!(from(&part), from(&whole));
+    let alone = fold(&[part.from("a", 1.0)], Some(&master), &options).unwrap();
+    assert_eq!(
+        alone.f32("w"),
+        [1.0 / 3.0],
+        "nobody changed it: it keeps every bit"
+    );
 }

@@ -4,10 +4,14 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use firesteel_aggregate::{Contribution, Method, Model, SimdLevel, UpdateKind};
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, Tree, float};
+use firesteel_aggregate::{Contribution, Data, LiveSource, Method, Model, SimdLevel, UpdateKind};
+use firesteel_tensor::{DType, Facts, FactsBuilder, HeaderBuilder, ModelHeader, Tree, float};
 
 /// A model file at an address of the test's choice.
 pub struct File {
@@ -35,8 +39,20 @@ impl File {
             site,
             weight,
             header: &self.header,
-            bytes: self.bytes(),
+            data: Data::Mapped(self.bytes()),
         }
+    }
+
+    /// What its manifest would say of its tensors.
+    pub fn facts(&self) -> Vec<Facts> {
+        let tensors = self.header.tensors().iter();
+        tensors
+            .map(|tensor| {
+                let mut facts = FactsBuilder::new(tensor.dtype);
+                facts.push(self.header.bytes_of(tensor, self.bytes()).unwrap());
+                facts.finish()
+            })
+            .collect()
     }
 
     pub fn tensor(&self, name: &str) -> &[u8] {
@@ -80,6 +96,11 @@ impl Maker {
 
     pub fn alias(mut self, alias: &str, name: &str) -> Self {
         self.builder.alias(alias, name);
+        self
+    }
+
+    pub fn partial(mut self) -> Self {
+        self.builder.partial();
         self
     }
 
@@ -211,4 +232,86 @@ fn one(values: &[f64], sources: &[(&[u8], f64)], method: Method) -> f64 {
         sum += value;
     }
     sum / kept.len() as f64
+}
+
+/// An update that is read as from afar: in short reads, of just the ranges that
+/// were asked for.
+pub struct Afar<'f> {
+    pub file: &'f File,
+    pub facts: Vec<Facts>,
+    /// What was asked for.
+    pub asked: Mutex<Vec<Range<u64>>>,
+    /// After so many bytes the connection is gone.
+    pub cut: Option<u64>,
+    /// The most bytes that were asked for at once.
+    pub largest: AtomicUsize,
+}
+
+impl<'f> Afar<'f> {
+    pub fn new(file: &'f File) -> Self {
+        Self {
+            file,
+            facts: file.facts(),
+            asked: Mutex::default(),
+            cut: None,
+            largest: AtomicUsize::new(0),
+        }
+    }
+
+    pub fn from<'a>(&'a self, site: &'a str, weight: f64) -> Contribution<'a> {
+        Contribution {
+            site,
+            weight,
+            header: &self.file.header,
+            data: Data::Live {
+                source: self,
+                facts: &self.facts,
+            },
+        }
+    }
+}
+
+impl LiveSource for Afar<'_> {
+    fn open(&self, ranges: &[Range<u64>]) -> io::Result<Box<dyn io::Read + Send + '_>> {
+        *self.asked.lock().unwrap() = ranges.to_vec();
+        Ok(Box::new(Reading {
+            file: self.file,
+            ranges: ranges.to_vec().into(),
+            cut: self.cut,
+            largest: &self.largest,
+        }))
+    }
+}
+
+struct Reading<'f> {
+    file: &'f File,
+    ranges: VecDeque<Range<u64>>,
+    cut: Option<u64>,
+    largest: &'f AtomicUsize,
+}
+
+impl io::Read for Reading<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.largest.fetch_max(into.len(), Ordering::Relaxed);
+        let Some(range) = self.ranges.front_mut() else {
+            return Ok(0);
+        };
+        // Never as much as asked for, and odd.
+        let count = into.len().min((range.end - range.start) as usize).min(997);
+        if let Some(left) = &mut self.cut {
+            if *left < count as u64 {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "its lease ended at round 3",
+                ));
+            }
+            *left -= count as u64;
+        }
+        into[..count].copy_from_slice(&self.file.bytes()[range.start as usize..][..count]);
+        range.start += count as u64;
+        if range.start == range.end {
+            self.ranges.pop_front();
+        }
+        Ok(count)
+    }
 }
