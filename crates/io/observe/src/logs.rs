@@ -12,10 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use firesteel_base::{Round, SiteName};
+use firesteel_base::{Moment, Round, SiteName};
 use serde_json::{Map, Value, json};
 
-use crate::clock::Moment;
 use crate::config::{ConsoleMode, LogConfig};
 use crate::console::Console;
 use crate::text;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use firesteel_base::Hint;
 
+use crate::objects::PartName;
+
 /// A file operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -78,7 +80,7 @@ impl StoreError {
 }
 
 /// `FileTooLarge` is what a process's own file size limit (`ulimit -f`) gives.
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
@@ -148,6 +150,32 @@ pub enum ObjectError {
         /// Its name.
         name: String,
     },
+    /// Bytes of it have not been received.
+    #[error("`{name}` is not complete: {missing} of {len} bytes are missing")]
+    Incomplete {
+        /// The name under which it is received.
+        name: String,
+        /// Bytes that are missing.
+        missing: u64,
+        /// Bytes of all of it.
+        len: u64,
+    },
+    /// Somebody cut the file of an object.
+    #[error("`{}` was cut to {length} of its {expected} bytes", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Bytes there are.
+        length: u64,
+        /// Bytes there were.
+        expected: u64,
+    },
+    /// Somebody wrote to the file of an object, or put another in its place.
+    #[error("`{}` was changed or exchanged after it was checked", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+    },
     /// Its bytes are not a model.
     #[error("not a model file")]
     Malformed {
@@ -164,8 +192,55 @@ impl Hint for ObjectError {
             Self::Refused { .. } | Self::Changed { .. } | Self::Missing { .. } => Some(
                 "write the result to the outbox once, close it, and hand it over by name; `flare.send` does so".into(),
             ),
-            Self::Name { .. } | Self::Malformed { .. } => None,
+            Self::Truncated { .. } | Self::Altered { .. } => Some(
+                "nobody but the product may write to its directories; the update is asked for again".into(),
+            ),
+            Self::Name { .. } | Self::Malformed { .. } | Self::Incomplete { .. } => None,
         }
+    }
+}
+
+/// A file cannot be received.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IncomingError {
+    /// The system refused, most likely for lack of room.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is being received already, or what came of it is still held.
+    #[error("`{name}` is being received already, or still in use")]
+    Busy {
+        /// Its name.
+        name: PartName,
+    },
+    /// No file can be so long.
+    #[error("a file of {len} bytes cannot be received: no file can be so long")]
+    TooLong {
+        /// Bytes it should have.
+        len: u64,
+    },
+}
+
+impl Hint for IncomingError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::Busy { .. } | Self::TooLong { .. } => None,
+        }
+    }
+}
+
+/// A file changed while it was being sent; what a reader's `io::Error` holds.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` changed while it was being sent", path.display())]
+pub struct ChangedError {
+    /// The file.
+    pub path: PathBuf,
+}
+
+impl Hint for ChangedError {
+    fn hint(&self) -> Option<String> {
+        Some("write a new file and offer that, instead of changing one that is offered".into())
     }
 }
 
@@ -268,6 +343,48 @@ pub enum SpaceError {
         /// Bytes free to this user.
         free: u64,
     },
+    /// Too little is free in one place or several.
+    #[error("the disk is too small: {}", listed(shortages))]
+    Missing {
+        /// Where, for what and how much.
+        shortages: Vec<Shortage>,
+    },
+}
+
+/// A disk that is too small for what is to go there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// The directories on it, and what each is for.
+    pub places: Vec<(PathBuf, String)>,
+    /// Bytes needed by all of them.
+    pub needed: u64,
+    /// Bytes free to this user.
+    pub free: u64,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (dir, what)) in self.places.iter().enumerate() {
+            let and = if at > 0 { " and " } else { "" };
+            write!(f, "{and}{what} in `{}`", dir.display())?;
+        }
+        let verb = if self.places.len() > 1 {
+            "need"
+        } else {
+            "needs"
+        };
+        write!(
+            f,
+            " {verb} {}, {} is free",
+            bytes(self.needed),
+            bytes(self.free)
+        )
+    }
+}
+
+fn listed(shortages: &[Shortage]) -> String {
+    let listed: Vec<_> = shortages.iter().map(Shortage::to_string).collect();
+    listed.join("; ")
 }
 
 impl Hint for SpaceError {
@@ -276,6 +393,9 @@ impl Hint for SpaceError {
             Self::Store(error) => error.hint(),
             Self::TooSmall { .. } => Some(
                 "free some space there, choose another disk with `workspace_root`, or keep fewer models with `keep_models`".into(),
+            ),
+            Self::Missing { .. } => Some(
+                "free some space there, choose another disk, or keep fewer models with `keep_models`".into(),
             ),
         }
     }

@@ -52,9 +52,10 @@ impl Mapping {
         })
     }
 
-    /// The same mapping for a file that is given another length.
+    /// The same mapping, to be written through, for a file that is given another
+    /// length.
     pub(crate) fn resize(self, file: &File, len: u64) -> io::Result<Self> {
-        if self.len() == len {
+        if self.len() == len && self.writable {
             return Ok(self);
         }
         drop(self);

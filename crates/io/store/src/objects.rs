@@ -1,19 +1,23 @@
 //! Models in flight: bytes in memory, or immutable files that are mapped.
 
+mod identity;
+mod incoming;
 mod output;
 mod pool;
+mod ranges;
 
+pub use identity::{ObjectReader, PlainFile};
+pub use incoming::{Found, Incoming, Part, PartName, PartProblem, ReceivedFile};
 pub use output::Output;
-pub(crate) use pool::RECYCLED_FILES;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use firesteel_base::limits;
@@ -24,6 +28,9 @@ use crate::error::{ObjectError, StoreError};
 use crate::files;
 use crate::mmap::Mapping;
 use crate::outbox::Outbox;
+use crate::spool::Reservation;
+use identity::Identity;
+use incoming::Claim;
 use pool::{Pool, Spare};
 
 /// What names an object among all of one [`Objects`]; never used twice.
@@ -50,6 +57,9 @@ struct Shelf {
     next: AtomicU64,
     known: Mutex<HashMap<u64, Weak<Object>>>,
     pool: Mutex<Pool>,
+    /// Names of files that are being received, or whose objects live.
+    claimed: Mutex<HashSet<PartName>>,
+    keep_received: AtomicBool,
 }
 
 /// A model or an update: a handle, cheap to clone, to bytes that never change.
@@ -79,11 +89,19 @@ struct Mapped {
     /// Kept for files that this process wrote itself: they may be written again
     /// when nobody needs them.
     writable: Option<File>,
+    /// As it was when the object was made.
+    identity: Identity,
+    /// The name under which it came from afar, which is free again once the file
+    /// has given it up.
+    received: Option<Claim>,
+    /// Given back when the object goes.
+    reservation: Option<Reservation>,
 }
 
 impl Objects {
     /// Uses `dir` for files in flight, creating it if need be. What an earlier
-    /// process left there is removed: nothing in flight outlives a process.
+    /// process left there is removed, but for what it was receiving: that is
+    /// found again by [`Objects::incoming`].
     ///
     /// # Errors
     /// [`StoreError`] when the directory cannot be made or emptied.
@@ -91,13 +109,18 @@ impl Objects {
         files::create_dir(dir)?;
         let failed = |source| StoreError::new("list", dir, source);
         for entry in std::fs::read_dir(dir).map_err(failed)? {
-            files::remove_if_there(&entry.map_err(failed)?.path())?;
+            let entry = entry.map_err(failed)?;
+            if entry.file_name() != incoming::DIR {
+                files::remove_if_there(&entry.path())?;
+            }
         }
         Ok(Self(Arc::new(Shelf {
             dir: dir.to_owned(),
             next: AtomicU64::new(1),
             known: Mutex::default(),
             pool: Mutex::default(),
+            claimed: Mutex::default(),
+            keep_received: AtomicBool::new(false),
         })))
     }
 
@@ -214,6 +237,16 @@ impl Objects {
         &self.0.dir
     }
 
+    /// How many files, and bytes of them, may wait to be written again.
+    pub(crate) fn keep_spares(&self, files: usize, bytes: u64) {
+        lock(&self.0.pool).limit(files, bytes);
+    }
+
+    /// Leaves at most so many bytes of them, but for a few files.
+    pub(crate) fn trim_spares(&self, bytes: u64) {
+        lock(&self.0.pool).trim(bytes);
+    }
+
     fn in_memory(&self, bytes: Vec<u8>) -> Result<ModelObject, ObjectError> {
         let (id, _) = self.new_name();
         let header = ModelHeader::parse(&bytes, bytes.len() as u64)
@@ -232,10 +265,15 @@ impl Objects {
             Mapping::read_only(file, len).map_err(|source| StoreError::new("map", path, source))?;
         let header = ModelHeader::parse(mapping.bytes(), len)
             .map_err(|source| ObjectError::Malformed { source })?;
+        let identity =
+            Identity::of(file).map_err(|source| StoreError::new("look at", path, source))?;
         let body = Body::Mapped(Some(Mapped {
             path: path.to_owned(),
             mapping,
             writable: None,
+            identity,
+            received: None,
+            reservation: None,
         }));
         Ok(self.register(id, header, body))
     }
@@ -338,13 +376,26 @@ impl Drop for Object {
             return;
         };
         let Some(Mapped {
-            path,
+            mut path,
             mapping,
             writable,
+            received,
+            reservation,
+            identity: _,
         }) = mapped.take()
         else {
             return;
         };
+        if received.is_some() {
+            if self.shelf.keep_received.load(Ordering::Relaxed) {
+                return;
+            }
+            // Its name is free for the next file that is received under it.
+            let other = self.shelf.dir.join(format!("{:06}.safetensors", self.id.0));
+            if std::fs::rename(&path, &other).is_ok() {
+                path = other;
+            }
+        }
         match writable.filter(only_our_name) {
             Some(file) => lock(&self.shelf.pool).put(Spare {
                 path,
@@ -354,6 +405,8 @@ impl Drop for Object {
             // Already gone, or the next `Objects::open` removes it.
             None => drop(std::fs::remove_file(&path)),
         }
+        // Only now is the room free, or the file ready to be written again.
+        drop((reservation, received));
     }
 }
 
@@ -374,11 +427,11 @@ impl Drop for Unlink<'_> {
 
 /// A thread that panicked while holding one of our locks left nothing
 /// inconsistent: each holds it for one insertion or removal.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,11 +6,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use firesteel_base::{SiteName, limits};
+use firesteel_base::{Moment, SiteName, limits};
 use rustix::fs::FlockOperation;
 use serde_json::Value;
 
-use crate::civil;
 use crate::error::{RunError, StoreError};
 use crate::files;
 use crate::kept::KeptModels;
@@ -69,7 +68,7 @@ impl RunDir {
         let jobs = job_dir(root, job)?;
         parse_spec(spec_json).ok_or(RunError::Spec)?;
         files::create_dir(&jobs)?;
-        let (run, path) = unique_dir(&jobs, &civil::run_stamp(now))?;
+        let (run, path) = unique_dir(&jobs, &Moment::of(now).stamp())?;
         let lock = take_lock(&path)?;
         let made = Self {
             path,

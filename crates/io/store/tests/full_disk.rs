@@ -12,8 +12,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use firesteel_base::{Attempt, Round};
-use firesteel_store::{KeptModels, ObjectError, Objects, Outbox, SiteState, Snapshots, StoreError};
+use firesteel_base::{Attempt, Hint, Round};
+use firesteel_store::{
+    Admitted, InMemory, IncomingError, KeptModels, LiveReason, ObjectError, Objects, Outbox,
+    PartName, SiteState, Snapshots, Spool, SpoolBudget, SpoolError, StoreError,
+};
 use firesteel_tensor::{DType, HeaderBuilder};
 
 const DISK: &str = "FIRESTEEL_TEST_SMALL_DISK";
@@ -208,4 +211,135 @@ fn a_result_is_taken_even_when_the_disk_is_full() {
     assert_eq!(object.bytes(), model(100_000));
     state.commit(&draft, Round(0)).unwrap();
     assert!(state.current(Round(0)).unwrap().is_some());
+}
+
+fn name(number: u8) -> PartName {
+    PartName::of_digest(&[number; 32])
+}
+
+#[test]
+fn a_full_disk_shows_before_a_byte_is_received() {
+    let Some(disk) = small_disk("a_full_disk_shows_before_a_byte_is_received") else {
+        return;
+    };
+    let objects = Objects::open(&disk.join("objects")).unwrap();
+    let kept = objects.incoming(&name(1), 100_000).unwrap();
+    let before = files(&disk);
+    let error = objects.incoming(&name(2), 8 * 1024 * 1024).unwrap_err();
+    let IncomingError::Store(error) = error else {
+        panic!("{error}");
+    };
+    assert!(error.is_full());
+    let text = error.to_string();
+    let path = disk.join(format!("objects/incoming/{}.part", name(2)));
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+    assert!(
+        text.contains("(8.0 MiB needed, ") && text.contains(" free)"),
+        "{text}"
+    );
+    assert!(error.hint().is_some());
+    assert_eq!(files(&disk), before, "something half-written was left");
+    // With no room left at all, what was promised is there.
+    fill(&disk);
+    let bytes = model(99_000);
+    let len = bytes.len() as u64;
+    drop(kept);
+    let late = objects.incoming(&name(1), 100_000).unwrap();
+    late.write_at(0, &bytes).unwrap();
+    late.save(b"note").unwrap();
+    assert_eq!(late.received(), vec![0..len]);
+}
+
+#[test]
+fn every_step_of_receiving_goes_on_when_the_disk_is_full() {
+    let Some(disk) = small_disk("every_step_of_receiving_goes_on_when_the_disk_is_full") else {
+        return;
+    };
+    let objects = Objects::open(&disk.join("objects")).unwrap();
+    let bytes = model(100_000);
+    let len = bytes.len() as u64;
+    let incoming = objects.incoming(&name(1), len).unwrap();
+    fill(&disk);
+    incoming.write_at(0, &bytes[..50_000]).unwrap();
+    incoming.save(b"").unwrap();
+    drop(incoming);
+    let incoming = objects.incoming(&name(1), len).unwrap();
+    assert_eq!(incoming.received(), vec![0..50_000]);
+    incoming.write_at(50_000, &bytes[50_000..]).unwrap();
+    let object = incoming.finish().unwrap();
+    assert_eq!(object.bytes(), bytes);
+    object.check_intact().unwrap();
+    // Its file serves the next update of that size, on a disk as full.
+    drop(object);
+    let incoming = objects.incoming(&name(2), len).unwrap();
+    incoming.write_at(0, &bytes).unwrap();
+    assert_eq!(incoming.finish().unwrap().bytes(), bytes);
+}
+
+#[test]
+fn a_full_disk_means_a_smaller_spool() {
+    let Some(disk) = small_disk("a_full_disk_means_a_smaller_spool") else {
+        return;
+    };
+    let objects = Objects::open(&disk.join("objects")).unwrap();
+    let spool = Spool::open(&objects, SpoolBudget::Bytes(1 << 40), InMemory::Allow).unwrap();
+    let Admitted::Spooled(first) = spool.admit(&name(1), 110_000).unwrap() else {
+        panic!("there is room");
+    };
+    let Admitted::Live(reason) = spool.admit(&name(2), 8 * 1024 * 1024).unwrap() else {
+        panic!("8 MiB fit on a disk of 1 MiB");
+    };
+    assert!(
+        matches!(reason, LiveReason::DiskFull { needed, free } if needed == 8 << 20 && free > 0),
+        "{reason:?}"
+    );
+    assert!(
+        reason
+            .to_string()
+            .contains("8.0 MiB do not fit on the spool's disk")
+    );
+    assert_eq!(spool.used(), 110_000, "what is not there does not count");
+    // What an earlier transfer left is worth less than a new update.
+    drop(first);
+    fill(&disk);
+    let Admitted::Spooled(second) = spool.admit(&name(2), 109_000).unwrap() else {
+        panic!("the leftover did not make way");
+    };
+    second.discard();
+}
+
+#[test]
+fn a_spool_in_memory_is_refused_unless_asked_for() {
+    let Some(disk) = small_disk("a_spool_in_memory_is_refused_unless_asked_for") else {
+        return;
+    };
+    let objects = Objects::open(&disk.join("objects")).unwrap();
+    let opened = Spool::open(&objects, SpoolBudget::HalfOfFree, InMemory::Refuse);
+    if disk_is_tmpfs(&disk) {
+        let error = opened.unwrap_err();
+        assert!(
+            matches!(error, SpoolError::InMemory { kind: "tmpfs", .. }),
+            "{error}"
+        );
+        assert!(
+            error.to_string().contains(disk.to_str().unwrap()),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("on a disk"));
+    } else {
+        opened.unwrap();
+    }
+    Spool::open(&objects, SpoolBudget::HalfOfFree, InMemory::Allow).unwrap();
+}
+
+fn disk_is_tmpfs(disk: &Path) -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut kind = String::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if disk.starts_with(fields[1]) {
+            kind = fields[2].to_owned();
+        }
+    }
+    kind == "tmpfs"
 }

@@ -10,10 +10,12 @@ use firesteel_tensor::ModelHeader;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
+use super::identity::Identity;
 use super::{Body, Mapped, ModelObject, ObjectId, Objects, lock};
-use crate::error::{ObjectError, StoreError};
-use crate::files;
+use crate::error::{ObjectError, StoreError, is_full};
 use crate::mmap::Mapping;
+use crate::spool::Reservation;
+use crate::{disk, files};
 
 /// A model that is being written. Dropped unfinished, it leaves nothing.
 ///
@@ -23,6 +25,7 @@ pub struct Output {
     id: ObjectId,
     path: PathBuf,
     room: Room,
+    reservation: Option<Reservation>,
 }
 
 enum Room {
@@ -42,7 +45,7 @@ impl Output {
             None => Room::File(Some(
                 match reused(objects, &path, len) {
                     Some(room) => Ok(room),
-                    None => fresh(&path, len),
+                    None => with_room(objects, len, || fresh(&path, len)),
                 }
                 .map_err(|source| {
                     StoreError::sized("make room for the model", &path, Some(len), source)
@@ -54,7 +57,50 @@ impl Output {
             id,
             path,
             room,
+            reservation: None,
         })
+    }
+
+    /// Counts against a spool's budget as long as this, or the object that comes
+    /// of it, lives.
+    #[must_use]
+    pub fn hold(mut self, reservation: Reservation) -> Self {
+        self.reservation = Some(reservation);
+        self
+    }
+
+    /// Bytes of the whole file.
+    #[expect(clippy::len_without_is_empty, reason = "a model file is never empty")]
+    pub fn len(&self) -> u64 {
+        match &self.room {
+            Room::Memory(bytes) => bytes.len() as u64,
+            Room::File(room) => room.as_ref().map_or(0, |(_, mapping, _)| mapping.len()),
+        }
+    }
+
+    /// Writes bytes where they belong: for writers that go through the file in
+    /// windows, whose memory then does not grow with it as that of
+    /// [`Output::bytes_mut`] does.
+    ///
+    /// # Errors
+    /// As the system says; `InvalidInput` for bytes beyond the end.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match &mut self.room {
+            Room::Memory(room) => {
+                // It is small, so its length fits.
+                let start = usize::try_from(offset).unwrap_or(usize::MAX);
+                let room = room.get_mut(start..).and_then(|r| r.get_mut(..bytes.len()));
+                room.ok_or(io::ErrorKind::InvalidInput)?
+                    .copy_from_slice(bytes);
+                Ok(())
+            }
+            Room::File(Some((file, _, _))) => file.write_all_at(bytes, offset),
+            Room::File(None) => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     /// The whole file, to be written.
@@ -86,10 +132,15 @@ impl Output {
                 std::fs::rename(aside, &self.path)
                     .map_err(|source| StoreError::new("rename to", &self.path, source))?;
                 let (file, mapping, _) = room.take().expect("it was there a moment ago");
+                let identity = Identity::of(&file)
+                    .map_err(|source| StoreError::new("look at", &self.path, source))?;
                 let mapped = Mapped {
                     path: self.path.clone(),
                     mapping,
                     writable: Some(file),
+                    identity,
+                    received: None,
+                    reservation: self.reservation.take(),
                 };
                 (header, Body::Mapped(Some(mapped)))
             }
@@ -145,7 +196,26 @@ fn fresh(path: &Path, len: u64) -> io::Result<(File, Mapping, PathBuf)> {
     }
 }
 
-fn allocate(file: &File, len: u64) -> io::Result<()> {
+/// Makes a file of `len` bytes. Before it says that the disk is full, files that
+/// wait to be written again are given up.
+pub(super) fn with_room<T>(
+    objects: &Objects,
+    len: u64,
+    make: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    let make = || match disk::plainly_too_small(&objects.0.dir, len) {
+        // Asking for the blocks would take all that is left from others, for as
+        // long as it takes to find out.
+        true => Err(Errno::NOSPC.into()),
+        false => make(),
+    };
+    match make() {
+        Err(error) if is_full(&error) && lock(&objects.0.pool).clear() => make(),
+        other => other,
+    }
+}
+
+pub(super) fn allocate(file: &File, len: u64) -> io::Result<()> {
     loop {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
             Ok(()) => return Ok(()),

@@ -7,42 +7,79 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
 
+use firesteel_base::limits;
 use rustix::fs::FlockOperation;
 
 use crate::mmap::Mapping;
 
-/// Files kept for the next output. Two, because the file that the round before
-/// last left is free while the last round's is still mapped by a slow trainer.
-pub(crate) const RECYCLED_FILES: usize = 2;
+pub(super) struct Pool {
+    spares: VecDeque<Spare>,
+    most_files: usize,
+    /// Beyond `limits::SPARE_FILES` of them.
+    most_bytes: u64,
+}
 
-#[derive(Default)]
-pub(super) struct Pool(VecDeque<Spare>);
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            spares: VecDeque::new(),
+            most_files: limits::SPARE_FILES,
+            most_bytes: 0,
+        }
+    }
+}
 
 /// A file that no object needs any more, though a trainer may have it mapped.
 pub(super) struct Spare {
     pub(super) path: PathBuf,
+    /// Of the whole file; its pages need not be found again.
     pub(super) mapping: Mapping,
     pub(super) file: File,
 }
 
 impl Pool {
-    /// Keeps a file; the oldest one beyond the limit is removed.
+    /// How many files may wait, and how many bytes of them.
+    pub(super) fn limit(&mut self, files: usize, bytes: u64) {
+        (self.most_files, self.most_bytes) = (files.max(limits::SPARE_FILES), bytes);
+    }
+
+    /// Keeps a file; the oldest ones beyond the limits are removed.
     pub(super) fn put(&mut self, spare: Spare) {
-        self.0.push_back(spare);
-        while self.0.len() > RECYCLED_FILES {
-            if let Some(oldest) = self.0.pop_front() {
-                oldest.remove();
-            }
+        self.spares.push_back(spare);
+        self.trim(self.most_bytes);
+    }
+
+    /// Removes the oldest files until the rest is few, or has at most so many
+    /// bytes.
+    pub(super) fn trim(&mut self, most_bytes: u64) {
+        let mut bytes: u64 = self.spares.iter().map(|spare| spare.mapping.len()).sum();
+        while self.spares.len() > self.most_files
+            || (self.spares.len() > limits::SPARE_FILES && bytes > most_bytes)
+        {
+            let Some(oldest) = self.spares.pop_front() else {
+                break;
+            };
+            bytes = bytes.saturating_sub(oldest.mapping.len());
+            oldest.remove();
         }
     }
 
-    /// A file of at least `len` bytes that nobody has mapped, the oldest first.
+    /// Removes them all; whether there were any.
+    pub(super) fn clear(&mut self) -> bool {
+        let any = !self.spares.is_empty();
+        for spare in self.spares.drain(..) {
+            spare.remove();
+        }
+        any
+    }
+
+    /// A file of at least `len` bytes that nobody has mapped: the smallest, and
+    /// of those the oldest.
     pub(super) fn take(&mut self, len: u64) -> Option<Spare> {
-        let at = self
-            .0
-            .iter()
-            .position(|spare| spare.mapping.len() >= len && spare.unused())?;
-        self.0.remove(at)
+        let fitting = self.spares.iter().enumerate();
+        let fitting = fitting.filter(|(_, spare)| spare.mapping.len() >= len && spare.unused());
+        let (at, _) = fitting.min_by_key(|(_, spare)| spare.mapping.len())?;
+        self.spares.remove(at)
     }
 }
 
@@ -63,8 +100,6 @@ impl Spare {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for spare in &self.0 {
-            spare.remove();
-        }
+        self.clear();
     }
 }

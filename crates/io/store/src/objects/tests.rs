@@ -9,7 +9,7 @@ use crate::kept::KeptModels;
 use firesteel_base::Round;
 
 /// A model file of one tensor of `len` bytes, each of them `fill`.
-fn model(len: usize, fill: u8) -> Vec<u8> {
+pub(crate) fn model(len: usize, fill: u8) -> Vec<u8> {
     let mut builder = HeaderBuilder::new();
     builder.tensor("w", DType::U8, &[len as u64]);
     let (mut bytes, header) = builder.encode().unwrap();
@@ -178,7 +178,7 @@ fn few_files_wait_to_be_used_again() {
     let many: Vec<_> = (0..5).map(|fill| place.output(fill)).collect();
     assert_eq!(place.files(), 5);
     drop(many);
-    assert_eq!(place.files(), RECYCLED_FILES);
+    assert_eq!(place.files(), limits::SPARE_FILES);
 }
 
 #[test]
@@ -466,4 +466,84 @@ fn what_an_earlier_process_left_is_removed() {
         object.path().unwrap().file_name(),
         Some(OsStr::new("000001.safetensors"))
     );
+}
+
+#[test]
+fn a_reader_needs_no_mapping() {
+    let place = place();
+    for len in [1000, LARGE] {
+        let bytes = model(len, 5);
+        let object = place.objects.from_bytes(bytes.clone()).unwrap();
+        let reader = object.reader().unwrap();
+        drop(object); // the reader holds it
+        let mut read = vec![0; 300];
+        reader.read_at(100, &mut read).unwrap();
+        assert_eq!(read, bytes[100..400]);
+        assert_eq!(reader.len(), bytes.len() as u64);
+        let error = reader.read_at(reader.len() - 1, &mut [0; 2]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+        assert!(reader.read_at(u64::MAX, &mut [0; 2]).is_err());
+        reader.object().check_intact().unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_sent_is_refused() {
+    let place = place();
+    let path = place.dir.path().join("data.bin");
+    let check = |change: &dyn Fn()| {
+        std::fs::write(&path, vec![1; 10_000]).unwrap();
+        let file = PlainFile::open(&path).unwrap();
+        assert_eq!((file.len(), file.is_empty()), (10_000, false));
+        file.read_at(0, &mut [0; 100]).unwrap();
+        let at_the_end = file.read_at(9_999, &mut [0; 2]).unwrap_err();
+        assert_eq!(at_the_end.kind(), std::io::ErrorKind::UnexpectedEof);
+        change();
+        let error = file.read_at(9_000, &mut [0; 100]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("data.bin` changed while it was being sent"),
+            "{text}"
+        );
+        let inner = error.into_inner().unwrap();
+        assert!(inner.downcast_ref::<crate::ChangedError>().is_some());
+    };
+    // The clock of a file system ticks in milliseconds: a time of its own makes
+    // sure that it ticked.
+    let written_again = |len: u64| {
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
+        let hour_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
+        file.set_modified(hour_ago).unwrap();
+    };
+    check(&|| written_again(10_000));
+    check(&|| written_again(20_000));
+    check(&|| written_again(10));
+    // What another file under the name does to a sender: nothing.
+    let file = PlainFile::open(&path).unwrap();
+    std::fs::rename(&path, place.dir.path().join("old")).unwrap();
+    std::fs::write(&path, b"another").unwrap();
+    file.read_at(0, &mut [0; 5]).unwrap();
+    for bad in ["", "none"] {
+        assert!(PlainFile::open(&place.dir.path().join(bad)).is_err());
+    }
+}
+
+#[test]
+fn an_update_that_its_trainer_still_writes_to_is_noticed() {
+    let place = place();
+    let outbox = place.outbox();
+    let path = outbox.path().join("r");
+    std::fs::write(&path, model(LARGE, 1)).unwrap();
+    let writer = OpenOptions::new().write(true).open(&path).unwrap();
+    let object = place.objects.adopt(&outbox, "r").unwrap();
+    object.check_intact().unwrap();
+    let reader = object.reader().unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(10);
+    writer.set_modified(later).unwrap();
+    assert!(matches!(
+        object.check_intact(),
+        Err(ObjectError::Altered { .. })
+    ));
+    assert!(reader.read_at(0, &mut [0; 10]).is_err());
 }
