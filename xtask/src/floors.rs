@@ -38,8 +38,13 @@ const ENCODES: [(&str, &[&str]); 2] = [
 /// Errors without a type, where no caller decides anything by them.
 const UNTYPED_ERRORS: [&str; 2] = ["cli", "xtask"];
 
-/// Shared memory, process set-up and the foreign-language edge.
-const UNSAFE: [&str; 4] = ["tensor", "bridge", "launch", "py"];
+/// Shared memory, process set-up and the foreign-language edge; and the rig, which
+/// sets up namespaces and devices.
+const UNSAFE: [&str; 5] = ["tensor", "bridge", "launch", "py", "rig"];
+
+/// Folders whose crates are for tests and benches: nothing that is shipped may
+/// depend on one, and they encode and fail as is convenient.
+const TEST_FOLDERS: [&str; 2] = ["tests/", "benches/"];
 
 /// One module of this crate maps files; the rest of it is safe.
 const UNSAFE_IN_MMAP: &str = "store";
@@ -81,6 +86,12 @@ impl Room {
         FLOORS.iter().position(|known| *known == floor)
     }
 
+    fn for_tests(&self) -> bool {
+        TEST_FOLDERS
+            .iter()
+            .any(|folder| self.folder.starts_with(folder))
+    }
+
     fn on(&self, floors: &[&str]) -> bool {
         self.floor().is_some_and(|at| floors.contains(&FLOORS[at]))
     }
@@ -97,7 +108,10 @@ pub fn violations(rooms: &[Room]) -> Vec<String> {
         found.extend(place(room));
         for need in &room.needs {
             match by_package.get(need.package.as_str()) {
-                Some(other) => found.extend(direction(room, other)),
+                Some(other) => {
+                    found.extend(direction(room, other));
+                    found.extend(for_tests(room, other, need));
+                }
                 None => found.extend(foreign(room, need)),
             }
         }
@@ -144,6 +158,17 @@ fn direction(room: &Room, other: &Room) -> Option<String> {
     })
 }
 
+/// What breaks things on purpose stays where things are tested.
+fn for_tests(room: &Room, other: &Room, need: &Need) -> Option<String> {
+    let wrong = other.for_tests() && !room.for_tests() && !need.dev;
+    wrong.then(|| {
+        format!(
+            "`{}` depends on `{}`, which is for tests and benches; name it below `[dev-dependencies]`",
+            room.package, other.package
+        )
+    })
+}
+
 fn foreign(room: &Room, need: &Need) -> Option<String> {
     let name = need.package.as_str();
     let touches = if need.dev {
@@ -156,6 +181,9 @@ fn foreign(room: &Room, need: &Need) -> Option<String> {
             "`{}` names `{name}`, but its floor touches no socket, disk, clock or runtime; that part belongs to `io`",
             room.package
         ));
+    }
+    if room.for_tests() {
+        return None;
     }
     let allowed = encoder(name).filter(|allowed| !need.dev && !allowed.contains(&room.name()));
     if let Some(allowed) = allowed {
@@ -282,7 +310,10 @@ fn walk<'a>(
     };
     path.push(package);
     for need in &room.needs {
-        walk(&need.package, rooms, path, done, found);
+        // A crate's tests name the crate itself to turn a feature on.
+        if !(need.dev && need.package == package) {
+            walk(&need.package, rooms, path, done, found);
+        }
     }
     path.pop();
     done.insert(package);
@@ -371,6 +402,8 @@ mod tests {
             "io/a: b; io/b: c; io/c: ~a",
             &["`firesteel-a` → `firesteel-b` → `firesteel-c` → `firesteel-a` is a circle"],
         );
+        check("io/a: a", &["`firesteel-a` → `firesteel-a` is a circle"]);
+        check("io/a: ~a", &[]);
     }
 
     #[test]
@@ -401,6 +434,38 @@ mod tests {
         check(
             "top/cli: anyhow; top/sim: anyhow; io/store: ~anyhow",
             &["`firesteel-sim` names `anyhow`"],
+        );
+    }
+
+    #[test]
+    fn what_is_for_tests_stays_there() {
+        let room = |folder: &str, needs: &[(&str, bool)]| Room {
+            folder: folder.into(),
+            package: format!("firesteel-{}", folder.rsplit('/').next().unwrap()),
+            source: format!("{HEADER}#![forbid(unsafe_code)]\n#![deny(clippy::indexing_slicing)]"),
+            needs: needs
+                .iter()
+                .map(|&(name, dev)| Need {
+                    package: match name {
+                        "rig" | "store" => format!("firesteel-{name}"),
+                        foreign => foreign.to_owned(),
+                    },
+                    dev,
+                })
+                .collect(),
+        };
+        compare(
+            &violations(&[
+                room("tests/rig", &[]),
+                room(
+                    "tests/net",
+                    &[("rig", false), ("store", false), ("serde", false)],
+                ),
+                room("benches/native", &[("rig", false), ("anyhow", false)]),
+                room("crates/io/store", &[("rig", true)]),
+                room("crates/role/server", &[("rig", false)]),
+            ]),
+            &["`firesteel-server` depends on `firesteel-rig`, which is for tests"],
         );
     }
 
