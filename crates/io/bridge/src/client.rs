@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -137,6 +137,25 @@ pub struct Dial<'a> {
     pub connect: Duration,
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Taking tasks and answering them.
+    Tasks,
+    /// Offering and fetching streams.
+    Streams,
+}
+
+/// Something that was fetched: its description, and the file, to be read by
+/// position, for others may read the same open file.
+#[derive(Debug)]
+pub struct Fetched {
+    /// What the agent says of it.
+    pub about: say::Fetched,
+    /// The file.
+    pub file: OwnedFd,
+}
+
 /// A task as the trainer gets it.
 #[derive(Debug)]
 pub struct Job {
@@ -268,6 +287,19 @@ impl BridgeClient {
     /// # Errors
     /// [`ClientError`]; `Refused` says in one sentence what does not fit.
     pub fn connect(dial: Dial<'_>, check: Check<'_>) -> Result<Self, ClientError> {
+        Self::dial(dial, Purpose::Tasks, check)
+    }
+
+    /// The same for a connection that offers and fetches streams: nothing of a
+    /// task goes over it, and one question stands at a time.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn connect_streams(dial: Dial<'_>, check: Check<'_>) -> Result<Self, ClientError> {
+        Self::dial(dial, Purpose::Streams, check)
+    }
+
+    fn dial(dial: Dial<'_>, purpose: Purpose, check: Check<'_>) -> Result<Self, ClientError> {
         let failed = |source| ClientError::Connect {
             socket: dial.socket.to_owned(),
             source,
@@ -291,6 +323,7 @@ impl BridgeClient {
                 rank: dial.rank,
                 version: dial.version.to_owned(),
                 copies: !cfg!(unix),
+                streams: purpose == Purpose::Streams,
             }),
             &mut patience,
         )?;
@@ -398,6 +431,7 @@ impl BridgeClient {
             metrics: result.metrics,
             meta: result.meta,
             state_file: result.state_file,
+            partial: result.partial,
         };
         match self.say(from_trainer::Body::Result(result), &mut patience) {
             Err(ClientError::Lost) => {}
@@ -412,8 +446,85 @@ impl BridgeClient {
                     return Ok(Delivery::Ended(end.reason));
                 }
                 from_agent::Body::Task(task) => reader.early = Some(task),
-                from_agent::Body::Welcome(_) | from_agent::Body::Chunk(_) => {}
+                from_agent::Body::Welcome(_)
+                | from_agent::Body::Chunk(_)
+                | from_agent::Body::Offered(_)
+                | from_agent::Body::Fetched(_) => {}
             }
+        }
+    }
+
+    /// Offers a file or folder for others to fetch; answers its id. Only on a
+    /// connection for streams; after any error but `Refused` it is of no use.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn offer(
+        &self,
+        offer: say::Offer,
+        file: BorrowedFd<'_>,
+        check: Check<'_>,
+    ) -> Result<String, ClientError> {
+        let offered = self.ask(from_trainer::Body::Offer(offer), Some(file), check)?;
+        match offered {
+            (from_agent::Body::Offered(offered), _) => Ok(offered.id),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Ends an offer, under the same conditions.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn withdraw(&self, id: String, check: Check<'_>) -> Result<(), ClientError> {
+        self.ask(from_trainer::Body::Withdraw(say::Withdraw { id }), None, check)
+            .map(drop)
+    }
+
+    /// Asks for what somebody offers, under the same conditions; waits until it is
+    /// on this machine.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn fetch(&self, fetch: say::Fetch, check: Check<'_>) -> Result<Fetched, ClientError> {
+        match self.ask(from_trainer::Body::Fetch(fetch), None, check)? {
+            (from_agent::Body::Fetched(about), Some(file)) => Ok(Fetched { about, file }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// One question and its answer, on a connection for streams.
+    fn ask(
+        &self,
+        body: from_trainer::Body,
+        descriptor: Option<BorrowedFd<'_>>,
+        check: Check<'_>,
+    ) -> Result<(from_agent::Body, Option<OwnedFd>), ClientError> {
+        self.belongs_here()?;
+        let mut patience = Patience::new(None, check);
+        let mut reader = self.take_reader()?;
+        let frame = encode(body)?;
+        let mut rest: &[u8] = &frame;
+        let mut descriptor = descriptor;
+        while !rest.is_empty() {
+            match pass::send(self.socket.as_fd(), rest, descriptor) {
+                Ok(sent) => {
+                    rest = rest.get(sent..).unwrap_or_default();
+                    descriptor = None;
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => patience.wait(&self.socket, PollFlags::OUT)?,
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                        return Err(ClientError::Lost);
+                    }
+                    _ => return Err(ClientError::Socket(error)),
+                },
+            }
+        }
+        match self.hear(&mut reader, &mut patience)? {
+            from_agent::Body::Refused(refused) => Err(refusal(refused)),
+            body => Ok((body, reader.descriptors.pop_front())),
         }
     }
 
@@ -596,6 +707,8 @@ pub struct Outgoing {
     pub meta: String,
     /// The name of the state file within the outbox; empty for none.
     pub state_file: String,
+    /// Whether tensors of the task's model that the result's lacks are unchanged.
+    pub partial: bool,
 }
 
 impl Outgoing {
@@ -672,6 +785,10 @@ fn encode(body: from_trainer::Body) -> Result<Bytes, ClientError> {
         },
         other => ClientError::Malformed(other.to_string()),
     })
+}
+
+fn unexpected() -> ClientError {
+    ClientError::Malformed("an answer to another question".into())
 }
 
 fn refusal(refused: say::Refused) -> ClientError {

@@ -1,8 +1,9 @@
 //! The agent's end of one trainer's connection.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use crate::pass;
 
 /// Bytes of a model per frame where it has to be copied through the socket.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes read at once from a trainer.
+const READ_BYTES: usize = 4096;
 
 /// Why a connection to a trainer cannot be used further.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +37,7 @@ pub enum ConnectionError {
     #[error("the trainer's connection ended within a message")]
     Cut,
     /// The trainer said something that has no place here.
-    #[error("the trainer sent a second hello")]
+    #[error("the trainer sent a message that has no place on this connection")]
     Unexpected,
     /// A message is too large to be sent.
     #[error("the message to the trainer is too large")]
@@ -185,6 +188,7 @@ impl Connection {
 pub struct BridgeReceiver {
     stream: Arc<UnixStream>,
     buffer: BytesMut,
+    descriptors: VecDeque<OwnedFd>,
 }
 
 impl BridgeReceiver {
@@ -192,7 +196,16 @@ impl BridgeReceiver {
         Self {
             stream: Arc::new(stream),
             buffer: BytesMut::new(),
+            descriptors: VecDeque::new(),
         }
+    }
+
+    /// The descriptor that came with the last frame.
+    pub(crate) fn descriptor(&mut self) -> Option<OwnedFd> {
+        let descriptor = self.descriptors.pop_front();
+        // One per frame: others are nobody's.
+        self.descriptors.clear();
+        descriptor
     }
 
     /// What the trainer says next; `None` when it has closed the connection.
@@ -205,7 +218,10 @@ impl BridgeReceiver {
             return Ok(None);
         };
         Ok(Some(match body {
-            from_trainer::Body::Hello(_) => return Err(ConnectionError::Unexpected),
+            from_trainer::Body::Hello(_)
+            | from_trainer::Body::Offer(_)
+            | from_trainer::Body::Fetch(_)
+            | from_trainer::Body::Withdraw(_) => return Err(ConnectionError::Unexpected),
             from_trainer::Body::Next(say::Next {}) => TrainerMessage::Next,
             from_trainer::Body::Result(result) => TrainerMessage::Result(result),
             from_trainer::Body::Log(log) => TrainerMessage::Log(log),
@@ -230,15 +246,32 @@ impl BridgeReceiver {
                 .readable()
                 .await
                 .map_err(ConnectionError::Lost)?;
-            self.buffer.reserve(4096);
-            match self.stream.try_read_buf(&mut self.buffer) {
+            match self.read() {
                 Ok(0) if self.buffer.is_empty() => return Ok(None),
                 Ok(0) => return Err(ConnectionError::Cut),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(ConnectionError::Lost(error)),
             }
         }
+    }
+
+    /// Reads once, with the descriptors that come along.
+    fn read(&mut self) -> io::Result<usize> {
+        let Self {
+            stream,
+            buffer,
+            descriptors,
+        } = self;
+        let filled = buffer.len();
+        buffer.resize(filled + READ_BYTES, 0);
+        let space = buffer.get_mut(filled..).unwrap_or_default();
+        let read = stream.try_io(Interest::READABLE, || {
+            pass::receive(stream.as_fd(), space, descriptors)
+        });
+        buffer.truncate(filled + *read.as_ref().unwrap_or(&0));
+        read
     }
 
     pub(crate) fn stream(&self) -> Arc<UnixStream> {
@@ -354,7 +387,7 @@ impl BridgeSender {
         self.say_with(body, None).await
     }
 
-    async fn say_with(
+    pub(crate) async fn say_with(
         &mut self,
         body: from_agent::Body,
         descriptor: Option<BorrowedFd<'_>>,

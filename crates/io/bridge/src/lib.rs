@@ -5,7 +5,7 @@
 //! side needs an async runtime.
 //!
 //! Start at [`BridgeListener`] for the agent's side and at [`BridgeClient`] for the
-//! trainer's. The messages are `firesteel_wire::bridge`, the specification is
+//! trainer's; what trainers offer one another is in [`stream`]. The messages are `firesteel_wire::bridge`, the specification is
 //! `docs/specs/bridge.md`.
 
 #![deny(clippy::indexing_slicing)]
@@ -16,11 +16,12 @@ mod connection;
 mod listener;
 mod mapping;
 mod pass;
+pub mod stream;
 mod token;
 
 pub use attach::{AttachError, read_profile, write_profile};
 pub use client::{
-    BridgeClient, Check, ClientError, Delivery, Dial, Interrupted, Job, Outcome, Outgoing,
+    BridgeClient, Check, ClientError, Delivery, Dial, Fetched, Interrupted, Job, Outcome, Outgoing,
     ResultModel,
 };
 pub use connection::{

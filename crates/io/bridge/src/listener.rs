@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use firesteel_base::{Failure, FailureCode, Hint, Phase};
-use firesteel_wire::bridge::{self as say, Hello, from_trainer};
+use firesteel_base::{Failure, FailureCode, Hint, Phase, limits};
+use firesteel_wire::bridge::{self as say, Hello, from_agent, from_trainer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::connection::{BridgeReceiver, BridgeSender, Connection, ConnectionError};
+use crate::stream::{self, Streams};
 use crate::token::{Token, random};
 
 /// Bytes of a socket's path. The kernel takes 107 (Linux) or 103 (macOS).
@@ -139,6 +140,16 @@ struct Book {
 struct Guest {
     token: Token,
     door: mpsc::Sender<Connection>,
+    desk: Option<Desk>,
+}
+
+/// Where a guest's offers and fetches go.
+#[derive(Clone)]
+struct Desk {
+    streams: Arc<dyn Streams>,
+    room: Arc<Semaphore>,
+    /// Closed when the guest is no longer waited for.
+    open: watch::Receiver<()>,
 }
 
 impl Guests {
@@ -148,11 +159,12 @@ impl Guests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, text: &str) -> Option<mpsc::Sender<Connection>> {
+    fn find(&self, text: &str) -> Option<(mpsc::Sender<Connection>, Option<Desk>)> {
         let number = Token::claimed_number(text)?;
         let book = self.book();
         let guest = book.waiting.get(&number)?;
-        guest.token.admits(text).then(|| guest.door.clone())
+        let admitted = guest.token.admits(text);
+        admitted.then(|| (guest.door.clone(), guest.desk.clone()))
     }
 }
 
@@ -208,18 +220,35 @@ impl BridgeListener {
     /// # Errors
     /// When the kernel gives no randomness.
     pub fn expect(&self) -> io::Result<Expected> {
+        self.expect_with(None)
+    }
+
+    /// The same for a trainer that may offer and fetch streams, in connections
+    /// beside the one for its tasks that are served here until the returned value
+    /// is dropped. Its welcome should say `"streams": true`.
+    ///
+    /// # Errors
+    /// When the kernel gives no randomness.
+    pub fn expect_with(&self, streams: Option<Arc<dyn Streams>>) -> io::Result<Expected> {
         let (door, connections) = mpsc::channel(WAITING);
+        let (closing, open) = watch::channel(());
+        let desk = streams.map(|streams| Desk {
+            streams,
+            room: Arc::new(Semaphore::new(limits::STREAM_CONNECTIONS)),
+            open,
+        });
         let mut book = self.0.guests.book();
         let number = book.last + 1;
         let token = Token::new(number)?;
         book.last = number;
         let text = token.text();
-        book.waiting.insert(number, Guest { token, door });
+        book.waiting.insert(number, Guest { token, door, desk });
         Ok(Expected {
             token: text,
             number,
             connections,
             guests: self.0.guests.clone(),
+            _closing: closing,
         })
     }
 }
@@ -240,6 +269,8 @@ pub struct Expected {
     number: u64,
     connections: mpsc::Receiver<Connection>,
     guests: Arc<Guests>,
+    /// Ends the connections for streams when it is dropped.
+    _closing: watch::Sender<()>,
 }
 
 impl Expected {
@@ -323,7 +354,7 @@ impl Reception {
                 return Err(Rejection::NoHello { pid, reason });
             }
         };
-        let Some(door) = self.guests.find(&hello.token) else {
+        let Some((door, desk)) = self.guests.find(&hello.token) else {
             let failure = Failure::new(
                 FailureCode::Misuse,
                 Phase::Start,
@@ -350,11 +381,76 @@ impl Reception {
                 reason,
             });
         };
+        if hello.streams {
+            return self.take_streams(receiver, desk, pid, protocol).await;
+        }
         let connection = Connection::new(receiver, hello, pid, protocol);
         match door.try_send(connection) {
             Ok(()) => Ok(()),
             Err(_) => Err(Rejection::TooMany { pid }),
         }
+    }
+
+    /// Takes a connection for streams, and serves it beside everything else.
+    async fn take_streams(
+        &self,
+        receiver: BridgeReceiver,
+        desk: Option<Desk>,
+        pid: u32,
+        protocol: u32,
+    ) -> Result<(), Rejection> {
+        let Some(desk) = desk else {
+            let failure = Failure::new(
+                FailureCode::Misuse,
+                Phase::Train,
+                "this site's agent serves no streams",
+            );
+            self.turn_away(&receiver, &failure).await;
+            return Err(Rejection::NoHello {
+                pid,
+                reason: "it asked for streams, which are not served here".into(),
+            });
+        };
+        let Ok(place) = desk.room.clone().try_acquire_owned() else {
+            let failure = Failure::new(
+                FailureCode::Misuse,
+                Phase::Train,
+                format!(
+                    "this trainer has {} connections for streams open already",
+                    limits::STREAM_CONNECTIONS
+                ),
+            )
+            .with_hint("fetch in fewer threads at a time");
+            self.turn_away(&receiver, &failure).await;
+            return Err(Rejection::TooMany { pid });
+        };
+        let mut sender = BridgeSender::new(receiver.stream());
+        let mut open = desk.open.clone();
+        let rejected = self.rejected.clone();
+        tokio::spawn(async move {
+            let welcome = from_agent::Body::Welcome(say::Welcome {
+                protocol,
+                json: "{}".into(),
+            });
+            let serving = async {
+                sender.say(welcome).await?;
+                stream::serve(receiver, sender, desk.streams).await
+            };
+            let served = tokio::select! {
+                served = serving => served,
+                // The value is never sent: what happens is that its sender goes.
+                _ = open.changed() => Ok(()),
+            };
+            drop(place);
+            // A trainer that is gone is no news; one that talks nonsense is.
+            if let Err(error @ (ConnectionError::Frame(_) | ConnectionError::Unexpected)) = served {
+                rejected(Rejection::NoHello {
+                    pid,
+                    reason: error.to_string(),
+                });
+            }
+        });
+        Ok(())
     }
 
     /// Tells a caller why it is not let in; it may be gone, or not listen.

@@ -2,8 +2,9 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
@@ -44,8 +45,8 @@ pub struct Mapping(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    /// With its file, from which it can be mapped anew.
-    Mapped(MmapMut, File),
+    /// With its file and place in it, from which it can be mapped anew.
+    Mapped(MmapMut, File, u64),
     Owned(Aligned),
 }
 
@@ -58,11 +59,19 @@ impl Mapping {
     /// # Errors
     /// [`MapError`].
     pub fn from_file(file: File, length: u64) -> Result<Self, MapError> {
+        Self::part_of(file, 0, length)
+    }
+
+    /// The same for `length` bytes from `offset`, which is a multiple of 64.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn part_of(file: File, offset: u64, length: u64) -> Result<Self, MapError> {
         let actual = file.metadata().map_err(MapError::Read)?.len();
-        if actual < length {
+        if offset.checked_add(length).is_none_or(|end| actual < end) {
             return Err(MapError::TooShort {
                 actual,
-                announced: length,
+                announced: offset.saturating_add(length),
             });
         }
         let bytes = usize::try_from(length).map_err(|_| MapError::NoMemory { bytes: length })?;
@@ -72,9 +81,14 @@ impl Mapping {
         // SAFETY: the mapping is private, and a model file is immutable from the
         // moment it has its name: it is written aside, renamed, and locked
         // against removal by the description that is mapped here.
-        match unsafe { MmapOptions::new().len(bytes).map_copy(&file) } {
-            Ok(mapped) => Ok(Self(Kind::Mapped(mapped, file))),
-            Err(_) => Self::copy_of(file, bytes),
+        match unsafe {
+            MmapOptions::new()
+                .offset(offset)
+                .len(bytes)
+                .map_copy(&file)
+        } {
+            Ok(mapped) => Ok(Self(Kind::Mapped(mapped, file, offset))),
+            Err(_) => Self::copy_of(&file, offset, bytes),
         }
     }
 
@@ -109,9 +123,9 @@ impl Mapping {
         Ok(Self(Kind::Owned(Aligned::zeroed(bytes)?)))
     }
 
-    fn copy_of(mut file: File, bytes: usize) -> Result<Self, MapError> {
+    fn copy_of(file: &File, offset: u64, bytes: usize) -> Result<Self, MapError> {
         let mut owned = Aligned::zeroed(bytes)?;
-        file.read_exact(owned.as_mut_slice())
+        file.read_exact_at(owned.as_mut_slice(), offset)
             .map_err(MapError::Read)?;
         Ok(Self(Kind::Owned(owned)))
     }
@@ -123,9 +137,9 @@ impl Mapping {
     /// [`MapError`].
     pub fn again(&self) -> Result<Self, MapError> {
         match &self.0 {
-            Kind::Mapped(mapped, file) => {
+            Kind::Mapped(mapped, file, offset) => {
                 let file = file.try_clone().map_err(MapError::Read)?;
-                Self::from_file(file, mapped.len() as u64)
+                Self::part_of(file, *offset, mapped.len() as u64)
             }
             Kind::Owned(owned) => Self::from_bytes(owned.as_slice()),
         }
@@ -135,7 +149,7 @@ impl Mapping {
     /// the mapping is dropped. Aligned to 64 bytes.
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.0 {
-            Kind::Mapped(mapped, _) => mapped.as_ptr().cast_mut(),
+            Kind::Mapped(mapped, ..) => mapped.as_ptr().cast_mut(),
             Kind::Owned(owned) => owned.start.as_ptr(),
         }
     }
@@ -143,7 +157,7 @@ impl Mapping {
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         match &self.0 {
-            Kind::Mapped(mapped, _) => mapped.len(),
+            Kind::Mapped(mapped, ..) => mapped.len(),
             Kind::Owned(owned) => owned.length,
         }
     }
@@ -156,7 +170,7 @@ impl Mapping {
     /// The bytes. Nothing may write through [`Mapping::as_ptr`] meanwhile.
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
-            Kind::Mapped(mapped, _) => mapped,
+            Kind::Mapped(mapped, ..) => mapped,
             Kind::Owned(owned) => owned.as_slice(),
         }
     }
@@ -164,7 +178,7 @@ impl Mapping {
     /// The bytes, to be changed.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         match &mut self.0 {
-            Kind::Mapped(mapped, _) => mapped,
+            Kind::Mapped(mapped, ..) => mapped,
             Kind::Owned(owned) => owned.as_mut_slice(),
         }
     }
@@ -235,6 +249,25 @@ mod tests {
         mapping.as_mut_slice()[5_000] = 9;
         assert_eq!(mapping.as_slice()[5_000], 9);
         assert_eq!(std::fs::read(file.path()).unwrap(), [7; 10_000]);
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_mapped_at_its_place() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..20_000).map(|i| (i / 64) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        for (offset, length) in [(0, 20_000), (64, 100), (4096, 64), (8192 + 64, 5000)] {
+            let mut part = Mapping::part_of(file.try_clone().unwrap(), offset, length).unwrap();
+            let expected = &bytes[offset as usize..(offset + length) as usize];
+            assert_eq!(part.as_slice(), expected);
+            assert_eq!(part.as_ptr() as usize % ALIGNMENT, 0);
+            part.as_mut_slice()[0] = 255;
+            assert_eq!(part.again().unwrap().as_slice(), expected);
+        }
+        for (offset, length) in [(19_968, 33), (64, u64::MAX), (u64::MAX - 63, 64)] {
+            let part = Mapping::part_of(file.try_clone().unwrap(), offset, length);
+            assert!(matches!(part, Err(MapError::TooShort { .. })));
+        }
     }
 
     #[test]

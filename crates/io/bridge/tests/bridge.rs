@@ -133,6 +133,7 @@ fn outgoing(model: ResultModel) -> Outgoing {
         metrics: BTreeMap::from([("accuracy".into(), 0.5)]),
         meta: "{}".into(),
         state_file: "state.safetensors".into(),
+        partial: false,
     }
 }
 
@@ -484,6 +485,7 @@ fn hello(token: &str) -> say::Hello {
         rank: 0,
         version: "9.9".into(),
         copies: false,
+        streams: false,
     }
 }
 

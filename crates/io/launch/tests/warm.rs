@@ -500,9 +500,15 @@ async fn what_cannot_be_taken_back_ends_a_reused_process() {
         if text.contains("atexit") {
             assert_eq!(left.texts()[1], "at exit");
         }
-        assert!(seen.insert(before.texts()[0].to_owned()), "{text}: still there");
+        assert!(
+            seen.insert(before.texts()[0].to_owned()),
+            "{text}: still there"
+        );
     }
-    assert_eq!(setup.run_script("raise SystemExit(4)").await.report().end, End::Code(4));
+    assert_eq!(
+        setup.run_script("raise SystemExit(4)").await.report().end,
+        End::Code(4)
+    );
 }
 
 #[tokio::test]
@@ -541,6 +547,9 @@ async fn the_end_of_one_script_is_never_taken_for_that_of_the_next() {
     }
     for end in ends {
         let story = end.await.unwrap();
-        assert_eq!((story.report().end.clone(), story.lines.len()), (End::Code(0), 0));
+        assert_eq!(
+            (story.report().end.clone(), story.lines.len()),
+            (End::Code(0), 0)
+        );
     }
 }

@@ -6,6 +6,10 @@
 //! [`Refused`]. [`Log`], [`Metric`] and [`Failed`] may come at any time, and
 //! [`End`] may be told at any time.
 //!
+//! Offers and fetches of streams have a connection of their own, whose [`Hello`]
+//! says so: there [`Offer`] and [`Withdraw`] are answered with [`Offered`], and
+//! [`Fetch`] with [`Fetched`], or each with [`Refused`], one after the other.
+//!
 //! A model of at most `limits::INLINE_OBJECT` bytes travels inside its message.
 //! A larger one towards the trainer is a descriptor that accompanies the frame's
 //! first byte (`SCM_RIGHTS`) or, where none can be passed, [`Chunk`]s after the
@@ -30,7 +34,7 @@ pub fn negotiate(peer_min: u32, peer_max: u32) -> Option<u32> {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromTrainer {
     /// What it says; `None` is something a newer trainer says.
-    #[prost(oneof = "from_trainer::Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "from_trainer::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<from_trainer::Body>,
 }
 
@@ -60,6 +64,15 @@ pub mod from_trainer {
         /// The trainer leaves in peace.
         #[prost(message, tag = "7")]
         Bye(super::Bye),
+        /// Something for others to fetch.
+        #[prost(message, tag = "8")]
+        Offer(super::Offer),
+        /// A request for what somebody offers.
+        #[prost(message, tag = "9")]
+        Fetch(super::Fetch),
+        /// An offer's end.
+        #[prost(message, tag = "10")]
+        Withdraw(super::Withdraw),
     }
 }
 
@@ -67,7 +80,7 @@ pub mod from_trainer {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FromAgent {
     /// What it says; `None` is something a newer agent says.
-    #[prost(oneof = "from_agent::Body", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "from_agent::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub body: Option<from_agent::Body>,
 }
 
@@ -94,6 +107,12 @@ pub mod from_agent {
         /// There will be no more tasks.
         #[prost(message, tag = "6")]
         End(super::End),
+        /// An offer has been taken, or withdrawn.
+        #[prost(message, tag = "7")]
+        Offered(super::Offered),
+        /// What was asked for.
+        #[prost(message, tag = "8")]
+        Fetched(super::Fetched),
     }
 }
 
@@ -122,6 +141,9 @@ pub struct Hello {
     /// are copied through the socket.
     #[prost(bool, tag = "7")]
     pub copies: bool,
+    /// True for a connection that offers and fetches streams and takes no tasks.
+    #[prost(bool, tag = "8")]
+    pub streams: bool,
 }
 
 /// The handshake's good end.
@@ -220,6 +242,10 @@ pub struct TaskResult {
     /// empty when the trainer keeps none.
     #[prost(string, tag = "7")]
     pub state_file: String,
+    /// True when the model holds only what changed: a tensor of the task's model
+    /// that it lacks is unchanged.
+    #[prost(bool, tag = "8")]
+    pub partial: bool,
 }
 
 /// The kinds of a result's model.
@@ -310,6 +336,96 @@ pub struct Failed {
 /// The trainer leaves in peace.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Bye {}
+
+/// What a stream is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum StreamKind {
+    /// A file of any content.
+    File = 0,
+    /// A model file.
+    Model = 1,
+    /// Items one after the other: `docs/specs/stream.md`.
+    Items = 2,
+    /// A folder whose files may be asked for by name.
+    Folder = 3,
+}
+
+/// Something for others to fetch. Its descriptor comes with this frame.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Offer {
+    /// The name it may be asked for by; empty: by its id alone.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// What it is.
+    #[prost(enumeration = "StreamKind", tag = "2")]
+    pub kind: i32,
+    /// Its bytes; zero for a folder.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+    /// The sites that may fetch it; none named: all of the job.
+    #[prost(string, repeated, tag = "4")]
+    pub to: Vec<String>,
+    /// How many may fetch it before it is withdrawn; zero: any number.
+    #[prost(uint32, tag = "5")]
+    pub times: u32,
+    /// True when it was written for this purpose, and nobody changes it any more.
+    #[prost(bool, tag = "6")]
+    pub owned: bool,
+}
+
+/// An offer has been taken, or withdrawn.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Offered {
+    /// By which it is found: a secret among those who are told.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
+/// A request for what somebody offers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Fetch {
+    /// The site that offers it.
+    #[prost(string, tag = "1")]
+    pub site: String,
+    /// Its id; empty when it is asked for by name.
+    #[prost(string, tag = "2")]
+    pub id: String,
+    /// Its name; a file in a folder is `<the folder's name>/<path within it>`.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    /// Microseconds to wait for the offer to be made.
+    #[prost(uint64, tag = "4")]
+    pub wait: u64,
+}
+
+/// What was asked for. Its descriptor, open for reading, comes with this frame.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Fetched {
+    /// Its id; empty for a file in a folder.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// What it is.
+    #[prost(enumeration = "StreamKind", tag = "3")]
+    pub kind: i32,
+    /// Its bytes.
+    #[prost(uint64, tag = "4")]
+    pub length: u64,
+    /// True when nobody changes the file any more, so that it need not be copied.
+    #[prost(bool, tag = "5")]
+    pub owned: bool,
+}
+
+/// The end of an offer: who has fetched it keeps what it has.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Withdraw {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
 
 /// How a trainer that a person started finds the agent: a file of mode 0600,
 /// read by `flare.init(config_file=…)`.

@@ -163,6 +163,18 @@ pub struct Hello {
     /// The site the agent acts for.
     #[prost(string, tag = "5")]
     pub site: String,
+    /// A number that the agent drew when it was started, by which its connections
+    /// are known to be of one and the same agent. Zero: it does not come back when
+    /// its connection is lost.
+    #[prost(uint64, tag = "6")]
+    pub instance: u64,
+    /// The epoch of the lease under which it works already; zero when it does not.
+    #[prost(uint64, tag = "7")]
+    pub lease_epoch: u64,
+    /// The work that it has in hand: the task it is at, and results that it holds
+    /// until their round is committed.
+    #[prost(message, repeated, tag = "8")]
+    pub holds: Vec<Key>,
 }
 
 /// The server's answer.
@@ -203,6 +215,9 @@ pub struct StartJob {
     /// resumes before it. Absent in a job that starts anew.
     #[prost(uint32, optional, tag = "4")]
     pub resume_round: Option<u32>,
+    /// Which of the runs of this job it is.
+    #[prost(string, tag = "5")]
+    pub run: String,
 }
 
 /// A model, or where it lies.
@@ -254,6 +269,12 @@ pub struct TaskProgress {
     /// One of [`TaskState`].
     #[prost(enumeration = "TaskState", tag = "2")]
     pub state: i32,
+    /// Bytes of the task's model that have arrived.
+    #[prost(uint64, tag = "3")]
+    pub done: u64,
+    /// Bytes of the model; zero when it is not on its way.
+    #[prost(uint64, tag = "4")]
+    pub total: u64,
 }
 
 /// The states of a task at a site, in order.
@@ -294,6 +315,9 @@ pub struct Update {
     /// Seconds the trainer had the task.
     #[prost(double, tag = "7")]
     pub train_seconds: f64,
+    /// Whether a tensor of the model handed out that the params lack is unchanged.
+    #[prost(bool, tag = "8")]
+    pub partial: bool,
 }
 
 /// A task without a result.

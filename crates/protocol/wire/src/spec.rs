@@ -3,6 +3,8 @@
 //! JSON, version 1. An unknown field is an error here, unlike in messages: a
 //! mistyped option must not be ignored in silence.
 
+pub mod filters;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use firesteel_flow::{
     FedAvgConfig, KeyMetric, LatePolicy, MetricMode, ParamsType, Returning, StopCondition,
 };
 use serde::{Deserialize, Serialize};
+
+pub use filters::{Direction as FilterDirection, Filters, PythonFilter};
 
 /// Why a job spec was refused: always with the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +94,9 @@ pub struct JobSpec {
     /// Where logged numbers go besides the metrics files: `tensorboard`.
     #[serde(default)]
     pub tracking: Vec<String>,
+    /// What models pass on their way.
+    #[serde(default)]
+    pub filters: Filters,
 }
 
 /// What decides the next step.
@@ -517,6 +524,8 @@ impl JobSpec {
             )
             .hint("give the recipe `model=` or `initial_ckpt=`, or use FULL"));
         }
+        self.filters
+            .check(&self.sites, Some(self.trainer.transfer))?;
         for kind in &self.tracking {
             if kind != "tensorboard" {
                 return Err(SpecError::new(
@@ -867,6 +876,7 @@ mod tests {
             spec: spec.to_json().into(),
             seed: u64::MAX,
             resume_round: Some(u32::MAX),
+            run: "x".repeat(limits::NAME_LENGTH),
         };
         let body = Some(crate::control::to_site::Body::StartJob(start));
         assert!(crate::frame::encode(&crate::control::ToSite { body }).is_ok());

@@ -108,6 +108,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
                 features: vec!["relay".into(), "zstd".into()],
                 build: "0.1.0".into(),
                 site: "site-1".into(),
+                ..Hello::default()
             }),
         ),
         ("task-accepted", Body::TaskAccepted(key())),
@@ -115,7 +116,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
             "task-queued",
             Body::TaskProgress(TaskProgress {
                 key: Some(key()),
-                state: 0,
+                ..TaskProgress::default()
             }),
         ),
         (
@@ -123,6 +124,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
             Body::TaskProgress(TaskProgress {
                 key: Some(key()),
                 state: TaskState::Sending.into(),
+                ..TaskProgress::default()
             }),
         ),
         (
@@ -135,6 +137,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
                 metrics: metrics(),
                 meta: r#"{"NUM_STEPS_CURRENT_ROUND":12}"#.into(),
                 train_seconds: 1.25,
+                partial: false,
             }),
         ),
         (
@@ -221,6 +224,7 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                 spec: Bytes::from_static(b"{}"),
                 seed: u64::MAX,
                 resume_round: None,
+                run: String::new(),
             }),
         ),
         (
@@ -230,6 +234,7 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                 spec: Bytes::from_static(b"{}"),
                 seed: 7,
                 resume_round: Some(0),
+                run: "20261122-120000".into(),
             }),
         ),
         (
@@ -331,6 +336,7 @@ fn from_trainer() -> Vec<(&'static str, FromTrainer)> {
             metrics: metrics(),
             meta: "{}".into(),
             state_file: "state".into(),
+            partial: false,
         })
     };
     use bridge::task_result::Model;
@@ -345,6 +351,16 @@ fn from_trainer() -> Vec<(&'static str, FromTrainer)> {
                 rank: 3,
                 version: "0.1.0".into(),
                 copies: true,
+                streams: false,
+            }),
+        ),
+        (
+            "hello-streams",
+            Body::Hello(bridge::Hello {
+                protocol_min: 1,
+                protocol_max: 1,
+                streams: true,
+                ..Default::default()
             }),
         ),
         ("next", Body::Next(bridge::Next {})),
@@ -383,6 +399,38 @@ fn from_trainer() -> Vec<(&'static str, FromTrainer)> {
             }),
         ),
         ("bye", Body::Bye(bridge::Bye {})),
+        (
+            "result-partial",
+            Body::Result(bridge::TaskResult {
+                key: task_key(),
+                partial: true,
+                ..Default::default()
+            }),
+        ),
+        (
+            "offer",
+            Body::Offer(bridge::Offer {
+                name: "weights".into(),
+                kind: bridge::StreamKind::Items.into(),
+                length: 300,
+                to: vec!["site-2".into()],
+                times: 1,
+                owned: true,
+            }),
+        ),
+        (
+            "fetch",
+            Body::Fetch(bridge::Fetch {
+                site: "site-1".into(),
+                id: "a1".into(),
+                name: "results/a.csv".into(),
+                wait: 1_000_000,
+            }),
+        ),
+        (
+            "withdraw",
+            Body::Withdraw(bridge::Withdraw { id: "a1".into() }),
+        ),
     ];
     bodies
         .into_iter()
@@ -436,6 +484,20 @@ fn from_agent() -> Vec<(&'static str, FromAgent)> {
             "end",
             Body::End(bridge::End {
                 reason: "completed".into(),
+            }),
+        ),
+        (
+            "offered",
+            Body::Offered(bridge::Offered { id: "a1".into() }),
+        ),
+        (
+            "fetched",
+            Body::Fetched(bridge::Fetched {
+                id: "a1".into(),
+                name: "weights".into(),
+                kind: bridge::StreamKind::Items.into(),
+                length: 300,
+                owned: true,
             }),
         ),
     ];

@@ -1,34 +1,45 @@
 //! The agent's loop.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use firesteel_base::{
     Durations, Failure, FailureCode, Hint, Phase, Round, SiteName, TaskKey, limits,
 };
+use firesteel_bridge::stream::Streams;
 use firesteel_bridge::{
     AttachProfile, BridgeListener, Connection, ModelSource, TrainerMessage, Work, write_profile,
 };
+use firesteel_carry::{Carrier, Dial, Offer};
 use firesteel_launch::{
     ExternalSpec, Supervisor, TrainerEvent, TrainerSpec, WarmSpec, check_script,
 };
-use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
+use firesteel_net::{LinkError, Reader, Writer};
 use firesteel_observe::{Level, Logger};
-use firesteel_store::{ModelObject, ObjectId, Objects, Outbox, SiteState};
+use firesteel_store::{ModelObject, Objects, Outbox, SiteState};
 use firesteel_wire::PROTOCOL;
 use firesteel_wire::bridge::{TaskResult, task_result};
 use firesteel_wire::control::{
-    Assign, FailureMessage, Hello, Key, Metric, Object, StartJob, Stopped, TaskFailed,
-    TaskProgress, TaskState, ToServer, ToSite, Update, to_server, to_site,
+    Assign, FailureMessage, Hello, Key, Metric, Object, Stopped, TaskFailed, TaskProgress,
+    TaskState, ToServer, ToSite, Update, to_server, to_site,
 };
-use firesteel_wire::spec::Mode;
+use firesteel_wire::spec::{JobSpec, Mode};
 
+use crate::arriving::{Arrival, Arriving};
+use crate::held::{self, Held};
+use crate::reach::{Reach, Reached, Reaching};
 use crate::shared::SharedSpec;
 use crate::slots::{Slot, Slots};
 use crate::trainer::{Happened, Trainer};
 use crate::verdict::{Stage, judge};
 use crate::welcome::{self, Facts};
+
+/// Numbers that trainers logged and that wait for the server; more are dropped.
+const UNSAID: usize = 1024;
 
 /// How a site's trainers come about.
 #[derive(Clone)]
@@ -37,7 +48,18 @@ pub enum Launch {
     Supervised(Supervisor),
     /// By a person, who finds this file.
     Attached(PathBuf),
+    /// As this says once the job is known.
+    Later(Arc<dyn Launcher>),
 }
+
+/// Decides how trainers come about once the job is known.
+pub trait Launcher: Send + Sync {
+    /// One of the other two ways of [`Launch`], or why there is none.
+    fn launch<'a>(&'a self, spec: &'a JobSpec) -> Launching<'a>;
+}
+
+/// A decision on its way.
+pub type Launching<'a> = Pin<Box<dyn Future<Output = Result<Launch, String>> + Send + 'a>>;
 
 /// What an agent works with.
 pub struct AgentParts {
@@ -54,6 +76,16 @@ pub struct AgentParts {
     pub per_task: bool,
     /// The models in flight on this machine.
     pub objects: Objects,
+    /// Where its trainers offer and fetch; `None`: they cannot.
+    pub streams: Option<Arc<dyn Streams>>,
+    /// How they come and go.
+    pub carrier: Arc<dyn Carrier>,
+    /// A random number by which the server knows this process again when it
+    /// connects anew; zero when it will not.
+    pub instance: u64,
+    /// Where results are kept until their round is committed, for the next process
+    /// of this site; none where there will be none.
+    pub kept: Option<PathBuf>,
     /// Where its trainers leave their results.
     pub outbox: PathBuf,
     /// Opened when first used: a site without state has no folder for it.
@@ -74,6 +106,18 @@ pub enum AgentError {
     /// The connection to the server.
     #[error("the connection to the server failed")]
     Link(#[from] LinkError),
+    /// No connection could be made.
+    #[error("the server could not be reached")]
+    Dial(#[source] std::io::Error),
+    /// The server was gone for too long.
+    #[error("the server was not reached for {lease:?}")]
+    Lease {
+        /// How long it was tried.
+        lease: Duration,
+        /// The last problem.
+        #[source]
+        source: Box<AgentError>,
+    },
     /// The server said no.
     #[error("the server refused this site: {0}")]
     Refused(String),
@@ -83,6 +127,9 @@ pub enum AgentError {
     /// The server did not keep to the protocol.
     #[error("the server sent {0}")]
     Protocol(&'static str),
+    /// No trainer can be started here.
+    #[error("trainers cannot be started: {0}")]
+    Launch(String),
     /// The job spec is not one.
     #[error("the server sent a job that cannot be read")]
     Spec(#[from] firesteel_wire::spec::SpecError),
@@ -91,16 +138,21 @@ pub enum AgentError {
 /// A site's agent, for one job.
 pub struct Agent {
     parts: AgentParts,
-    writer: Writer,
+    /// None while there is no connection.
+    writer: Option<Writer>,
+    epoch: u64,
     job: String,
     spec: SharedSpec,
     seed: u64,
-    resume_round: Option<Round>,
     task: Option<Task>,
     trainer: Option<Trainer>,
     slot: Option<Slot>,
-    /// The last result, held until its round is committed.
-    offered: Option<(Round, ModelObject)>,
+    /// Results, held until their rounds are committed.
+    held: Held,
+    /// The last task that ended without a result, and how, to be told again.
+    failed: Option<TaskFailed>,
+    /// Told when the server is there again.
+    unsaid: VecDeque<to_server::Body>,
     ending: Option<Ending>,
     /// Why no trainer can attach itself.
     unattachable: Option<Failure>,
@@ -115,6 +167,8 @@ struct Task {
     /// Its model, when it is none of the message's: held from here on, for it may
     /// wait longer for a worker than the server keeps it.
     model: Option<ModelObject>,
+    /// It is on its way.
+    arriving: Option<Arriving>,
     state: TaskState,
     delivered: Option<Instant>,
 }
@@ -130,45 +184,95 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn run(parts: AgentParts, stream: BoxStream) -> Result<(), AgentError> {
-        let (mut reader, mut writer) = split(stream);
-        let start = greet(&parts, &mut reader, &mut writer).await?;
-        let spec = SharedSpec::parse(&start.spec)?;
-        let script = welcome::script(&spec, &parts.site);
-        let logger = parts.logger.for_job(&start.job).for_site(&parts.site);
-        let mut agent = Self {
-            parts: AgentParts { logger, ..parts },
-            writer,
-            job: start.job,
-            seed: start.seed,
-            resume_round: start.resume_round.map(Round),
-            script,
-            spec,
-            task: None,
-            trainer: None,
-            slot: None,
-            offered: None,
-            ending: None,
-            unattachable: None,
-            forced: 0,
+    pub async fn run(parts: AgentParts, dial: Box<dyn Dial>) -> Result<(), AgentError> {
+        let mut reach = Reach {
+            dial,
+            connect: parts.durations.connect,
+            lease: parts.durations.lease,
+            logger: parts.logger.for_site(&parts.site),
         };
-        agent.roll_back();
-        // What an earlier process left there.
-        agent.clear_outbox();
-        let result = agent.serve(&mut reader).await;
-        // Whatever happened, the trainer goes before the agent does.
-        if let Some(trainer) = &mut agent.trainer {
-            trainer.stop(Duration::ZERO).await;
+        let mut held = Held::new(parts.kept.clone(), reach.logger.clone());
+        let epoch = held.restore(&parts.objects);
+        let hello = hello(&parts, epoch, held::keys(held.all()).collect());
+        let mut reached = reach.reach(&hello).await?;
+        let (mut parts, mut known) = (parts, epoch);
+        loop {
+            let anew = reached.epoch == 0 || reached.epoch != known;
+            if anew {
+                // What was done for another server process does not count for this one.
+                held.begin(reached.epoch);
+            }
+            let spec = SharedSpec::parse(&reached.start.spec)?;
+            if let Launch::Later(later) = &parts.launch {
+                let later = Arc::clone(later);
+                parts.launch = later.launch(&spec).await.map_err(AgentError::Launch)?;
+            }
+            let logger = parts
+                .logger
+                .for_job(&reached.start.job)
+                .for_site(&parts.site);
+            parts = AgentParts { logger, ..parts };
+            let Reached {
+                reader,
+                writer,
+                way,
+                start,
+                epoch,
+            } = reached;
+            parts.carrier.connected(way);
+            let mut agent = Self {
+                script: welcome::script(&spec, &parts.site),
+                parts,
+                writer: Some(writer),
+                epoch,
+                job: start.job,
+                seed: start.seed,
+                spec,
+                task: None,
+                trainer: None,
+                slot: None,
+                held,
+                failed: None,
+                unsaid: VecDeque::new(),
+                ending: None,
+                unattachable: None,
+                forced: 0,
+            };
+            if anew {
+                agent.roll_back(start.resume_round.map(Round));
+            }
+            // What an earlier process left there.
+            agent.clear_outbox();
+            let result = agent.serve(reader, reach).await;
+            // Whatever happened, the trainer goes before the agent does.
+            if let Some(trainer) = &mut agent.trainer {
+                trainer.stop(Duration::ZERO).await;
+            }
+            match result? {
+                None => return Ok(()),
+                Some((again, other)) => {
+                    known = agent.epoch;
+                    (reach, reached) = (again, other);
+                    (parts, held) = (agent.parts, agent.held);
+                }
+            }
         }
-        result
     }
 
-    async fn serve(&mut self, reader: &mut Reader) -> Result<(), AgentError> {
+    /// Serves until the job's end, or until another server process drives the job.
+    async fn serve(
+        &mut self,
+        reader: Reader,
+        reach: Reach,
+    ) -> Result<Option<(Reach, Reached)>, AgentError> {
         if let Launch::Attached(path) = &self.parts.launch {
             let path = path.clone();
             self.expect_attached(&path);
         }
-        let mut listening = true;
+        let mut reader = Some(reader);
+        let mut reach = Some(reach);
+        let mut reaching: Option<Reaching> = None;
+        self.again().await?;
         loop {
             // A trainer that logs without end must not keep the thread from its
             // timers and from the other sites of a simulation.
@@ -179,8 +283,20 @@ impl Agent {
                     forced: self.forced,
                 });
                 self.say(stopped).await?;
-                self.writer.close().await?;
-                return Ok(());
+                if let Some(writer) = &mut self.writer {
+                    writer.close().await?;
+                }
+                return Ok(None);
+            }
+            if self.writer.is_none()
+                && self.ending.is_none()
+                && let Some(reach) = reach.take()
+            {
+                reader = None;
+                let mut holds: Vec<Key> = held::keys(self.held.all()).collect();
+                holds.extend(self.task.as_ref().map(|task| Key::from(&task.key)));
+                let hello = hello(&self.parts, self.epoch, holds);
+                reaching = Some(Reaching::start(reach, hello));
             }
             let wants_slot = self.slot.is_none()
                 && self.trainer.is_none()
@@ -189,16 +305,33 @@ impl Agent {
             let limit = self.trainer.as_ref().and_then(|trainer| trainer.limit);
             let slots = self.parts.slots.clone();
             tokio::select! {
-                message = reader.next::<ToSite>("ToSite"), if listening => match message? {
-                    Some(message) => self.on_server(message).await?,
+                message = next_message(&mut reader), if reader.is_some() => match message {
+                    Ok(Some(message)) => self.on_server(message).await?,
                     // It has said all it had to; the trainer may still be at its end.
-                    None if self.ending.is_some() => listening = false,
-                    None => {
+                    Ok(None) if self.ending.is_some() => reader = None,
+                    Ok(None) if self.parts.instance == 0 => {
                         let why = "the server closed the connection before the job's end";
                         self.parts.logger.warning(why);
-                        return Ok(());
+                        return Ok(None);
                     }
+                    Err(error) if self.parts.instance == 0 => return Err(error.into()),
+                    Ok(None) => self.cut_off("the server closed the connection"),
+                    Err(error) => self.cut_off(&sentence(&error)),
                 },
+                reached = ended(&mut reaching), if reaching.is_some() => {
+                    reaching = None;
+                    let (with, reached) = reached?;
+                    if reached.epoch != self.epoch {
+                        return Ok(Some((with, reached)));
+                    }
+                    reach = Some(with);
+                    self.parts.carrier.connected(reached.way);
+                    self.writer = Some(reached.writer);
+                    reader = Some(reached.reader);
+                    self.parts.logger.info("connected to the server again");
+                    self.again().await?;
+                }
+                arrival = next_arrival(&mut self.task) => self.on_arrival(arrival).await?,
                 happened = next_of(&mut self.trainer) => self.on_trainer(happened).await?,
                 slot = slots.acquire(), if wants_slot => {
                     self.slot = Some(slot);
@@ -209,9 +342,63 @@ impl Agent {
         }
     }
 
-    async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {
-        self.writer.send(&ToServer { body: Some(body) }).await?;
+    /// The connection is lost: work goes on, and the server is dialed anew.
+    fn cut_off(&mut self, why: &str) {
+        if self.writer.take().is_some() && self.ending.is_none() {
+            self.parts.logger.warning(&format!(
+                "the connection to the server was lost ({why}); work goes on and it is dialed again"
+            ));
+        }
+    }
+
+    /// Tells a server that is there again what it may have missed.
+    async fn again(&mut self) -> Result<(), AgentError> {
+        let mut updates = Vec::new();
+        for held in self.held.all() {
+            if let Some(object) = &held.object {
+                self.parts.carrier.offer(offer_of(&held.key), object);
+            }
+            updates.push(held.update.clone());
+        }
+        for update in updates {
+            self.say(to_server::Body::Update(update)).await?;
+        }
+        if let Some(failed) = self.failed.clone() {
+            self.say(to_server::Body::TaskFailed(failed)).await?;
+        }
+        for body in std::mem::take(&mut self.unsaid) {
+            self.say(body).await?;
+        }
+        if let Some(task) = &self.task {
+            let (key, state) = (Key::from(&task.key), task.state);
+            self.say(to_server::Body::TaskAccepted(key)).await?;
+            self.progress(state).await?;
+        }
         Ok(())
+    }
+
+    /// Says something. Without a connection, what is state is told by
+    /// [`Agent::again`], and what trainers logged waits for it.
+    async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {
+        let Some(writer) = &mut self.writer else {
+            if matches!(body, to_server::Body::Metric(_)) && self.unsaid.len() < UNSAID {
+                self.unsaid.push_back(body);
+            }
+            return Ok(());
+        };
+        let message = ToServer { body: Some(body) };
+        match writer.send(&message).await {
+            Ok(()) => Ok(()),
+            Err(error @ LinkError::Frame(_)) => Err(error.into()),
+            Err(error) if self.parts.instance == 0 => Err(error.into()),
+            Err(error) => {
+                self.cut_off(&sentence(&error));
+                if let Some(body @ to_server::Body::Metric(_)) = message.body {
+                    self.unsaid.push_back(body);
+                }
+                Ok(())
+            }
+        }
     }
 
     // ----- what the server says -------------------------------------------
@@ -230,12 +417,8 @@ impl Agent {
                 Ok(())
             }
             Some(to_site::Body::RoundCommitted(committed)) => {
-                if self
-                    .offered
-                    .as_ref()
-                    .is_some_and(|(round, _)| round.0 <= committed.round)
-                {
-                    self.offered = None;
+                for done in self.held.committed(Round(committed.round)) {
+                    self.parts.carrier.withdraw(offer_of(&done.key));
                 }
                 Ok(())
             }
@@ -252,11 +435,24 @@ impl Agent {
         if self.task.as_ref().is_some_and(|task| task.key == key) {
             return Ok(()); // told twice
         }
+        // It was asked while the server could not be told that it is done.
+        if let Some(held) = self.held.get(&key) {
+            let update = held.update.clone();
+            return self.say(to_server::Body::Update(update)).await;
+        }
+        let failed = self.failed.take_if(|failed| failed.key == assign.key);
+        if let Some(failed) = failed {
+            return self.say(to_server::Body::TaskFailed(failed)).await;
+        }
+        self.failed = None;
         if self.task.is_some() {
             self.drop_task("a newer task has come").await;
         }
         let stored = assign.model.as_ref().filter(|model| model.inline.is_none());
-        let model = stored.and_then(|model| self.parts.objects.get(ObjectId(model.id)));
+        let model = stored.and_then(|model| self.parts.carrier.here(model));
+        let arriving = stored
+            .filter(|_| model.is_none())
+            .map(|model| Arriving::start(&*self.parts.carrier, model.clone()));
         // Acknowledged before its model has been looked at.
         self.say(to_server::Body::TaskAccepted(Key::from(&key)))
             .await?;
@@ -264,6 +460,7 @@ impl Agent {
             key,
             assign,
             model,
+            arriving,
             state: TaskState::Queued,
             delivered: None,
         });
@@ -271,6 +468,38 @@ impl Agent {
             return self.fail(failure).await;
         }
         self.progress(TaskState::Queued).await
+    }
+
+    /// The task's model has come further.
+    async fn on_arrival(&mut self, arrival: Arrival) -> Result<(), AgentError> {
+        let Some(task) = &mut self.task else {
+            return Ok(());
+        };
+        match arrival {
+            Arrival::Further => {
+                let state = task.state;
+                self.progress(state).await
+            }
+            Arrival::Ended(Ok(model)) => {
+                if let Some(arrived) = task.arriving.take() {
+                    let seconds = arrived.started.elapsed().as_secs_f64();
+                    let (bytes, travelled) = (model.len(), arrived.progress.travelled());
+                    let rate = travelled as f64 / 1e6 / seconds.max(1e-6);
+                    self.parts.logger.for_round(task.key.round).debug(&format!(
+                        "model of {bytes} bytes received in {seconds:.3} s: {travelled} bytes travelled, {rate:.1} MB/s"
+                    ));
+                }
+                let state = task.state;
+                task.model = Some(model);
+                self.progress(state).await
+            }
+            Arrival::Ended(Err(why)) => {
+                task.arriving = None;
+                let message = format!("the round's model could not be fetched: {why}");
+                let failure = Failure::new(FailureCode::Malformed, Phase::Start, message);
+                self.fail(failure).await
+            }
+        }
     }
 
     /// Gives up the task in hand. A trainer that works on it cannot be asked to
@@ -334,7 +563,7 @@ impl Agent {
         if let Err(failure) = check_script(Path::new(&self.script)) {
             return self.fail(failure).await;
         }
-        let expected = match self.parts.listener.expect() {
+        let expected = match self.parts.listener.expect_with(self.parts.streams.clone()) {
             Ok(expected) => expected,
             Err(error) => {
                 let failure = Failure::new(
@@ -410,7 +639,7 @@ impl Agent {
     fn expect_attached(&mut self, path: &Path) {
         let failed =
             |problem: String| Failure::new(FailureCode::SpawnFailed, Phase::Start, problem);
-        let written = match self.parts.listener.expect() {
+        let written = match self.parts.listener.expect_with(self.parts.streams.clone()) {
             Err(error) => Err(failed(format!("no token could be made: {error}"))),
             Ok(expected) => {
                 let profile = AttachProfile {
@@ -464,6 +693,7 @@ impl Agent {
             job: &self.job,
             site: &self.parts.site,
             outbox: &self.parts.outbox,
+            streams: self.parts.streams.is_some(),
             state_file: state.as_deref(),
             seed: self.spec.seed.map(|_| self.seed),
         };
@@ -731,7 +961,7 @@ impl Agent {
         let Some(task) = self
             .task
             .as_mut()
-            .filter(|task| task.delivered.is_none() || !held)
+            .filter(|task| task.arriving.is_none() && (task.delivered.is_none() || !held))
         else {
             return Ok(());
         };
@@ -832,8 +1062,9 @@ impl Agent {
             Ok(update) => update,
             Err(failure) => return self.refuse(failure).await,
         };
+        let (update, object) = update;
         let key = update.key.clone();
-        match self.say(to_server::Body::Update(update)).await {
+        match self.say(to_server::Body::Update(update.clone())).await {
             // Metrics and meta that fit the trainer's message need not fit ours.
             Err(AgentError::Link(LinkError::Frame(error))) => {
                 let failure = Failure::new(
@@ -846,7 +1077,10 @@ impl Agent {
             }
             said => said?,
         }
-        self.task.take_if(|task| key == Some(Key::from(&task.key)));
+        if let Some(task) = self.task.take_if(|task| key == Some(Key::from(&task.key))) {
+            let key = task.key;
+            self.hold(key, update, object);
+        }
         if let Some(trainer) = &mut self.trainer {
             trainer.served += 1;
             if let Some(sender) = &mut trainer.sender
@@ -856,6 +1090,23 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Holds a result until its round is committed.
+    fn hold(&mut self, key: TaskKey, update: Update, object: Option<ModelObject>) {
+        if self.parts.instance == 0 {
+            // Nobody will ask again: the params alone are kept for the server, and
+            // those of one round at a time.
+            self.held.clear();
+            if object.is_none() {
+                return;
+            }
+        }
+        self.held.add(held::Result {
+            key,
+            update,
+            object,
+        });
     }
 
     /// Tells the trainer that its result is of no use, and fails the task.
@@ -875,7 +1126,7 @@ impl Agent {
         self.parts.objects.adopt(&outbox, name)
     }
 
-    fn update_of(&mut self, result: TaskResult) -> Result<Update, Failure> {
+    fn update_of(&mut self, result: TaskResult) -> Result<(Update, Option<ModelObject>), Failure> {
         let Some(task) = &self.task else {
             return Err(Failure::new(
                 FailureCode::Internal,
@@ -900,6 +1151,7 @@ impl Agent {
                 format!("the result's params_type is {kind:?}, expected \"FULL\" or \"DIFF\"");
             return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
         }
+        let mut offered = None;
         let model = match result.model {
             None => None,
             Some(task_result::Model::Inline(bytes)) if bytes.len() > limits::INLINE_OBJECT => {
@@ -926,13 +1178,17 @@ impl Agent {
                     failure
                 })?;
                 let small = object.len() <= limits::INLINE_OBJECT as u64;
-                let reference = Object {
-                    inline: small.then(|| Bytes::copy_from_slice(object.bytes())),
-                    id: object.id().0,
-                    length: object.len(),
-                };
-                self.offered = Some((round, object));
-                Some(reference)
+                Some(if small {
+                    Object {
+                        inline: Some(Bytes::copy_from_slice(object.bytes())),
+                        id: object.id().0,
+                        length: object.len(),
+                    }
+                } else {
+                    let name = offer_of(&task.key);
+                    let object = offered.insert(object);
+                    self.parts.carrier.offer(name, object)
+                })
             }
         };
         if !result.state_file.is_empty() {
@@ -942,7 +1198,7 @@ impl Agent {
         let steps = meta
             .get("NUM_STEPS_CURRENT_ROUND")
             .and_then(serde_json::Value::as_f64);
-        Ok(Update {
+        let update = Update {
             key: Some(Key::from(&task.key)),
             model,
             diff: result.params_type == "DIFF",
@@ -950,7 +1206,9 @@ impl Agent {
             metrics: result.metrics,
             meta: result.meta,
             train_seconds: task.delivered.map_or(0.0, |at| at.elapsed().as_secs_f64()),
-        })
+            partial: result.partial,
+        };
+        Ok((update, offered))
     }
 
     /// Ends the task without a result.
@@ -965,6 +1223,9 @@ impl Agent {
             key: Some(Key::from(&task.key)),
             failure: Some(FailureMessage::from(&failure)),
         };
+        if self.parts.instance != 0 {
+            self.failed = Some(failed.clone());
+        }
         self.say(to_server::Body::TaskFailed(failed)).await
     }
 
@@ -973,29 +1234,35 @@ impl Agent {
             return Ok(());
         };
         task.state = state;
+        let arriving = task.arriving.as_ref().map(|arriving| &arriving.progress);
         let progress = TaskProgress {
             key: Some(Key::from(&task.key)),
             state: state.into(),
+            done: arriving.map_or(0, |progress| progress.done()),
+            total: arriving.map_or(0, |progress| progress.total()),
         };
         self.say(to_server::Body::TaskProgress(progress)).await
     }
 
     // ----- the site's own state -------------------------------------------
 
-    fn roll_back(&self) {
-        let Some(round) = self.resume_round else {
-            return;
-        };
-        if !self.parts.state_dir.exists() {
+    /// Forgets what was kept after `round`, or at all when the job begins anew:
+    /// an earlier try of its first round may have kept something.
+    fn roll_back(&self, round: Option<Round>) {
+        let dir = &self.parts.state_dir;
+        if !dir.exists() {
             return;
         }
-        let rolled =
-            SiteState::open(&self.parts.state_dir).and_then(|state| state.rollback_to(round));
-        if let Err(error) = rolled {
-            self.parts.logger.error(&format!(
-                "the site's state could not be rolled back: {}",
-                sentence(&error)
-            ));
+        let rolled = match round {
+            Some(round) => SiteState::open(dir)
+                .and_then(|state| state.rollback_to(round))
+                .map_err(|error| sentence(&error)),
+            None => std::fs::remove_dir_all(dir).map_err(|error| error.to_string()),
+        };
+        if let Err(why) = rolled {
+            self.parts
+                .logger
+                .error(&format!("the site's state could not be rolled back: {why}"));
         }
     }
 
@@ -1059,35 +1326,46 @@ impl Agent {
     }
 }
 
-/// The handshake with the server.
-async fn greet(
-    parts: &AgentParts,
-    reader: &mut Reader,
-    writer: &mut Writer,
-) -> Result<StartJob, AgentError> {
-    let hello = Hello {
+/// What the server is told of this agent.
+fn hello(parts: &AgentParts, epoch: u64, holds: Vec<Key>) -> Hello {
+    Hello {
         protocol_min: PROTOCOL,
         protocol_max: PROTOCOL,
         features: Vec::new(),
         build: env!("CARGO_PKG_VERSION").to_owned(),
         site: parts.site.as_str().to_owned(),
-    };
-    writer
-        .send(&ToServer {
-            body: Some(to_server::Body::Hello(hello)),
-        })
-        .await?;
-    loop {
-        let message = reader.next::<ToSite>("ToSite").await?;
-        match message.and_then(|message| message.body) {
-            Some(to_site::Body::Welcome(_)) => {}
-            Some(to_site::Body::StartJob(start)) => return Ok(start),
-            Some(to_site::Body::Refused(refused)) => {
-                return Err(AgentError::Refused(refused.reason));
-            }
-            Some(_) => return Err(AgentError::Protocol("work before the job")),
-            None => return Err(AgentError::Closed),
-        }
+        instance: parts.instance,
+        lease_epoch: epoch,
+        holds,
+    }
+}
+
+/// The name under which a result is offered.
+fn offer_of(key: &TaskKey) -> Offer {
+    Offer::Update {
+        round: key.round.0,
+        attempt: key.attempt.0,
+    }
+}
+
+async fn next_message(reader: &mut Option<Reader>) -> Result<Option<ToSite>, LinkError> {
+    match reader {
+        Some(reader) => reader.next::<ToSite>("ToSite").await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn ended(reaching: &mut Option<Reaching>) -> Result<(Reach, Reached), AgentError> {
+    match reaching {
+        Some(reaching) => reaching.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_arrival(task: &mut Option<Task>) -> Arrival {
+    match task.as_mut().and_then(|task| task.arriving.as_mut()) {
+        Some(arriving) => arriving.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -1157,7 +1435,7 @@ fn level_of(python: u32) -> Level {
 }
 
 /// The error and its sources as one sentence.
-fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

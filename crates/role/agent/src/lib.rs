@@ -11,11 +11,14 @@
 #![deny(clippy::indexing_slicing)]
 
 mod agent;
+mod arriving;
+mod held;
+mod reach;
 mod shared;
 mod slots;
 mod trainer;
 mod verdict;
 mod welcome;
 
-pub use agent::{Agent, AgentError, AgentParts, Launch};
+pub use agent::{Agent, AgentError, AgentParts, Launch, Launcher, Launching};
 pub use slots::{Slot, Slots};

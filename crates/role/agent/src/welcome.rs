@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use firesteel_base::SiteName;
-use firesteel_wire::spec::{JobSpec, Transfer};
+use firesteel_wire::spec::{FilterDirection, JobSpec, Transfer};
 use serde_json::json;
 
 /// Sites that a trainer is told the names of; of more it knows the number. Every
@@ -16,6 +16,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) job: &'a str,
     pub(crate) site: &'a SiteName,
     pub(crate) outbox: &'a Path,
+    /// Whether the trainer may offer and fetch streams.
+    pub(crate) streams: bool,
     pub(crate) state_file: Option<&'a Path>,
     /// Set when the script's random generators are to be seeded in every round.
     pub(crate) seed: Option<u64>,
@@ -59,11 +61,17 @@ pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {
         "data": data(spec, facts.site),
         "args": args(spec, facts.site),
         "outbox": facts.outbox,
+        "streams": facts.streams,
         "state_file": facts.state_file,
         "seed": facts.seed,
         "gc_rounds": trainer.gc_rounds,
         "cuda_empty_cache": trainer.cuda_empty_cache,
         "log_level": "INFO",
+        // Those that run in the trainer; the others run here.
+        "filters": {
+            "task_data": spec.filters.python(FilterDirection::TaskData, facts.site),
+            "result": spec.filters.python(FilterDirection::Result, facts.site),
+        },
         "config": {
             "key_metric": spec.selection.key_metric,
             "min_clients": spec.min_clients,

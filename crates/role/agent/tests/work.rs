@@ -17,6 +17,7 @@ use firesteel_base::FailureCode;
 use firesteel_bridge::{
     AttachProfile, BridgeClient, Dial, Outcome, Outgoing, ResultModel, read_profile,
 };
+use firesteel_carry::{Connection, Once};
 use firesteel_net::{pipe, split};
 use firesteel_wire::control::{
     Assign, Refused, StartJob, TaskState, ToSite, Welcome, to_server, to_site,
@@ -223,7 +224,8 @@ async fn a_model_that_is_gone_fails_the_task_with_that_cause() {
     assert!(
         failure
             .message
-            .contains("the task's model cannot be handed out: it is gone"),
+            .contains("the round's model could not be fetched")
+            && failure.message.contains("was gone"),
         "{failure}"
     );
     // The trainer that was started for it does not keep the worker.
@@ -321,6 +323,7 @@ fn serve(client: &BridgeClient) -> u32 {
             metrics: Default::default(),
             meta: String::new(),
             state_file: String::new(),
+            partial: false,
         };
         client
             .send_result(&task.key, result, &mut || Ok(()))
@@ -413,7 +416,10 @@ async fn a_task_fails_with_its_cause_where_no_trainer_can_attach_itself() {
 async fn met_with(bench: &Bench, bytes: &[u8]) -> Result<(), AgentError> {
     std::fs::write(bench.path("client.txt"), "connect\nserve 1").unwrap();
     let (near, mut far) = pipe(64 * 1024);
-    let agent = tokio::spawn(Agent::run(bench.parts("site-1"), near));
+    let agent = tokio::spawn(Agent::run(
+        bench.parts("site-1"),
+        Box::new(Once::new(Connection::local(near))),
+    ));
     within(far.write_all(bytes)).await.unwrap();
     within(far.shutdown()).await.unwrap();
     let (mut reader, _writer) = split(far);

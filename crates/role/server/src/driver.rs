@@ -9,23 +9,25 @@ use firesteel_aggregate::UpdateKind;
 use firesteel_base::{
     Durations, Failure, FailureCode, Hint, JobId, Phase, Round, SiteName, TaskKey, Time, limits,
 };
+use firesteel_carry::{Carrier, CarryError, Connection, Fetched, Offer, Order, Progress, Way};
 use firesteel_flow::{
     Action, Assignment, Event, FedAvg, FoldKey, ModelHandle, ModelRole, Outcome, ParamsType,
     Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
 };
-use firesteel_net::BoxStream;
-use firesteel_store::{KeptModels, ModelObject, ObjectId, Objects, RunDir, Snapshots, StoreError};
+use firesteel_store::{KeptModels, ModelObject, Objects, PartName, RunDir, Snapshots, StoreError};
 use firesteel_wire::control::{
-    Assign, Cancel, EndJob, Key, Object, RoundCommitted, StartJob, TaskState, Update, to_server,
-    to_site,
+    Assign, Cancel, EndJob, Hello, Key, Object, RoundCommitted, StartJob, TaskState, Update,
+    to_server, to_site,
 };
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
-use firesteel_wire::spec::JobSpec;
+use firesteel_wire::spec::{JobSpec, Method};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::fold::{self, Folding, Refolded};
+use crate::fetches::Fetches;
+use crate::fold::{self, Folding, Held, Refolded};
 use crate::link::{self, Inbound, Link, Reception, Told};
+use crate::presence::{Presence, Welcomed};
 use crate::report::JobReport;
 use crate::watch::Watch;
 
@@ -39,10 +41,16 @@ const STATUS_EVERY: Duration = Duration::from_millis(100);
 /// Sites that one sentence names before it only counts.
 const NAMED: usize = 8;
 
+/// Makes the ways of models to and from one site; asked once for each.
+pub type Carriers = Box<dyn Fn(&SiteName) -> Arc<dyn Carrier> + Send>;
+
 /// What a job is driven with.
 pub struct JobParts {
     /// Its id.
     pub id: JobId,
+    /// The epoch of the lease under which it is driven, never zero and never the
+    /// same again: what sites did under another one does not count.
+    pub epoch: u64,
     /// What it is.
     pub spec: JobSpec,
     /// Its seed: the spec's, or one that was drawn.
@@ -51,6 +59,8 @@ pub struct JobParts {
     pub run: Arc<RunDir>,
     /// Its models in flight.
     pub objects: Objects,
+    /// How they travel.
+    pub carriers: Carriers,
     /// Who is told.
     pub watch: Watch,
     /// How long things may take.
@@ -100,10 +110,16 @@ impl Hint for JobError {
     reason = "the large one is by far the more frequent"
 )]
 enum Done {
+    Fetched {
+        key: TaskKey,
+        update: Update,
+        object: u64,
+        result: Result<Fetched, CarryError>,
+    },
     Verified {
         key: TaskKey,
         update: Update,
-        object: Option<ModelObject>,
+        object: Option<Held>,
         result: Result<(), Failure>,
     },
     Folded {
@@ -121,9 +137,16 @@ pub struct Job {
     sites: Vec<SiteName>,
     index: HashMap<SiteName, usize>,
     links: Vec<Option<Link>>,
+    carriers: Vec<Arc<dyn Carrier>>,
+    presence: Presence,
+    fetches: Fetches,
+    /// The sites to which a model is offered, to be told when it is not any more.
+    offered: HashMap<ModelHandle, Vec<usize>>,
+    /// Whether somebody may still connect.
+    open: bool,
     /// Sites that are not here and that the workflow does not wait for.
     given_up: HashSet<usize>,
-    models: HashMap<ModelHandle, ModelObject>,
+    models: HashMap<ModelHandle, Held>,
     saved: HashMap<ModelRole, KeptModel>,
     next_handle: u64,
     /// The initial model, whose dtypes trainers see while the server's copy is
@@ -153,7 +176,7 @@ pub struct Job {
 impl Job {
     /// Drives a job to its end.
     ///
-    /// `streams` are the connections of sites, in whatever order and at whatever
+    /// `connections` are those of sites, in whatever order and at whatever
     /// time; `abort` becomes a reason when the job is to be ended; `status` is
     /// where the job stands. With `resume` it goes on after the last round that
     /// the run directory holds.
@@ -163,13 +186,13 @@ impl Job {
     pub async fn run(
         parts: JobParts,
         resume: bool,
-        streams: mpsc::Receiver<BoxStream>,
+        connections: mpsc::Receiver<Connection>,
         abort: watch::Receiver<Option<String>>,
         status: watch::Sender<Option<Status>>,
     ) -> Result<JobReport, JobError> {
         let (done, finished) = mpsc::channel(64);
         let (mut job, first) = Self::prepare(parts, resume, done, status)?;
-        job.main(first, streams, abort, finished).await;
+        job.main(first, connections, abort, finished).await;
         let outcome = job.ended.take().unwrap_or(Outcome::Aborted {
             reason: "the server stopped".to_owned(),
         });
@@ -242,7 +265,7 @@ impl Job {
                     match parts.objects.import_kept(&path) {
                         Ok(object) => {
                             parts.watch.saved(model.role.as_str(), path);
-                            models.insert(model.handle, object);
+                            models.insert(model.handle, Held::Here(object));
                             saved.insert(model.role, model);
                         }
                         Err(error) if model.role == ModelRole::Best => {
@@ -275,7 +298,7 @@ impl Job {
                     ),
                 };
                 let handle = model.map(|object| {
-                    models.insert(ModelHandle(0), object);
+                    models.insert(ModelHandle(0), Held::Here(object));
                     ModelHandle(0)
                 });
                 (
@@ -292,7 +315,7 @@ impl Job {
             .map_or(ModelHandle(0), |kept: &KeptModel| kept.handle);
         let wide = parts.spec.aggregation.master_dtype.is_some();
         let narrow = if wide {
-            models.get(&initial).cloned()
+            models.get(&initial).and_then(Held::here).cloned()
         } else {
             None
         };
@@ -312,6 +335,11 @@ impl Job {
             next_handle: last.map_or(1, |handle| handle.0 + (1 << 20)),
             index: sites.iter().cloned().zip(0..).collect(),
             links: sites.iter().map(|_| None).collect(),
+            carriers: sites.iter().map(|site| (parts.carriers)(site)).collect(),
+            presence: Presence::default(),
+            fetches: Fetches::default(),
+            offered: HashMap::new(),
+            open: true,
             given_up: HashSet::new(),
             sites,
             flow,
@@ -341,7 +369,7 @@ impl Job {
     async fn main(
         &mut self,
         first: Event,
-        mut streams: mpsc::Receiver<BoxStream>,
+        connections: mpsc::Receiver<Connection>,
         mut abort: watch::Receiver<Option<String>>,
         mut finished: mpsc::Receiver<Done>,
     ) {
@@ -353,30 +381,20 @@ impl Job {
                 spec: Bytes::from(self.parts.spec.to_json()),
                 seed: self.parts.seed,
                 resume_round: self.resumed.map(|round| round.0),
+                run: self.parts.run.run().to_owned(),
             },
             connect: self.parts.durations.connect,
-            lease_epoch: 1,
+            lease_epoch: self.parts.epoch,
         });
         self.feed(first);
         let mut abort_open = true;
-        let mut streams_open = true;
-        let mut connections = 0;
-        // Whatever is left of them ends with the job.
-        let mut serving = JoinSet::new();
+        let mut door = Door::new(connections, reception, inbox);
         let mut display = Instant::now() + self.parts.watch.interval();
         while self.ended.is_none() {
             let wake = self.wakeup(display);
             tokio::select! {
-                stream = streams.recv(), if streams_open => match stream {
-                    Some(stream) => {
-                        connections += 1;
-                        serving.spawn(link::serve(connections, stream, Arc::clone(&reception), inbox.clone()));
-                    }
-                    None => streams_open = false,
-                },
                 Some(said) = inbound.recv() => self.on_inbound(said),
-                // What it had to say last is in the inbox before it ends.
-                Some(_) = serving.join_next() => {}
+                () = door.tend() => self.open = door.open,
                 Some(done) = finished.recv() => self.on_done(done),
                 changed = abort.changed(), if abort_open => {
                     abort_open = changed.is_ok();
@@ -391,7 +409,11 @@ impl Job {
             if now >= display {
                 display = now + self.parts.watch.interval();
                 self.feed(Event::Tick);
+                for (key, done, total) in self.fetches.progress() {
+                    self.parts.watch.sending(key, done, total);
+                }
                 self.parts.watch.tick();
+                self.end_leases(now);
                 if self.awaited_until.take_if(|until| *until <= now).is_some() {
                     self.give_up_absent(
                         FailureCode::Disconnected,
@@ -400,7 +422,7 @@ impl Job {
                 }
                 // Nobody can dial any more, and nobody is about to join: who is
                 // not here will not come.
-                if !streams_open && inbound.is_empty() && serving.len() == self.connected() {
+                if !self.open && inbound.is_empty() && door.serving.len() == self.connected() {
                     self.give_up_absent(
                         FailureCode::Internal,
                         "is not connected, and cannot connect any more",
@@ -408,7 +430,32 @@ impl Job {
                 }
             }
         }
-        self.farewell(&mut inbound).await;
+        self.fetches.give_up_all();
+        self.farewell(&mut inbound, &mut door).await;
+    }
+
+    /// Sites that did not come back in time are not waited for any longer.
+    fn end_leases(&mut self, now: Instant) {
+        let mut expired = self.presence.expired(now);
+        if !self.open {
+            // Nobody can come back any more.
+            expired.extend(self.presence.all_away());
+        }
+        for site in expired {
+            self.presence.leaving(site);
+            self.lost(site, "the site did not come back within its lease");
+        }
+    }
+
+    /// A site takes no further part, unless it joins anew.
+    fn lost(&mut self, site: usize, why: impl Into<String>) {
+        let name = self.name(site);
+        self.fetches.give_up_site(&name);
+        let failure = Failure::new(FailureCode::Disconnected, Phase::Train, why);
+        self.feed(Event::SiteLeft {
+            site: name,
+            failure,
+        });
     }
 
     /// The name of a site, by its number in the job's list.
@@ -443,7 +490,7 @@ impl Job {
     }
 
     /// Tells every site that it is over and waits until each has stopped.
-    async fn farewell(&mut self, inbound: &mut mpsc::Receiver<Inbound>) {
+    async fn farewell(&mut self, inbound: &mut mpsc::Receiver<Inbound>, door: &mut Door) {
         let outcome = self.ended.clone();
         let over = matches!(
             outcome,
@@ -458,6 +505,11 @@ impl Job {
             })
         };
         let mut waited_for: BTreeMap<usize, u64> = BTreeMap::new();
+        if door.open {
+            // They are about to dial, and would do so for a whole lease.
+            let away = self.presence.all_away();
+            waited_for.extend(away.into_iter().map(|site| (site, 0)));
+        }
         for (site, link) in self.links.iter_mut().enumerate() {
             if let Some(link) = link.take()
                 && link.tell(end()) == Told::Yes
@@ -469,7 +521,11 @@ impl Job {
         let limit = self.parts.durations.stop_grace + self.parts.durations.drain;
         let waiting = async {
             while !waited_for.is_empty() {
-                match inbound.recv().await {
+                let said = tokio::select! {
+                    said = inbound.recv() => said,
+                    () = door.tend() => continue,
+                };
+                match said {
                     Some(
                         Inbound::Left {
                             site, connection, ..
@@ -493,7 +549,7 @@ impl Job {
                         self.parts.watch.metric(&name, &metric.event);
                     }
                     // It came just when the job ended.
-                    Some(Inbound::Joined { site, link }) => {
+                    Some(Inbound::Joined { site, link, .. }) => {
                         if link.tell(end()) == Told::Yes {
                             waited_for.insert(site, link.connection);
                         }
@@ -559,18 +615,12 @@ impl Job {
 
     fn on_inbound(&mut self, inbound: Inbound) {
         match inbound {
-            Inbound::Joined { site, link } => {
-                let name = self.name(site);
-                if let Some(old) = self.link(site).replace(link) {
-                    old.cut();
-                    self.parts.watch.warn(&format!(
-                        "{name} connected again; its new connection is used"
-                    ));
-                }
-                self.given_up.remove(&site);
-                self.parts.watch.joined(&name);
-                self.feed(Event::SiteJoined { site: name });
-            }
+            Inbound::Joined {
+                site,
+                link,
+                hello,
+                way,
+            } => self.on_joined(site, link, &hello, way),
             Inbound::Said {
                 site,
                 connection,
@@ -588,20 +638,69 @@ impl Job {
                 if !self.is_current(site, connection) {
                     return;
                 }
-                let name = self.name(site);
                 *self.link(site) = None;
                 let message = match why {
-                    Some(error) => format!("the connection was lost: {error}"),
+                    Some(error) => format!("the connection was lost: {}", fold::sentence(&error)),
                     None => "the site closed its connection".to_owned(),
                 };
-                let failure = Failure::new(FailureCode::Disconnected, Phase::Train, message);
-                self.feed(Event::SiteLeft {
-                    site: name,
-                    failure,
-                });
+                self.disconnected(site, message);
             }
             Inbound::Turned { why } => self.parts.watch.warn(&format!("turned away: {why}")),
         }
+    }
+
+    fn on_joined(&mut self, site: usize, link: Link, hello: &Hello, way: Way) {
+        let name = self.name(site);
+        let welcomed = self.presence.joined(site, hello, self.parts.epoch);
+        self.carrier(site).connected(way);
+        if let Some(old) = self.link(site).replace(link) {
+            old.cut();
+            self.parts.watch.warn(&format!(
+                "{name} connected again; its new connection is used"
+            ));
+        }
+        self.given_up.remove(&site);
+        match welcomed {
+            Welcomed::Anew => {
+                // What was on its way is of an agent that is no more.
+                self.fetches.give_up_site(&name);
+                self.parts.watch.joined(&name);
+                self.feed(Event::SiteJoined { site: name });
+            }
+            Welcomed::Back { asked, cancelled } => {
+                self.parts.watch.back(&name);
+                if let Some(Round(round)) = self.committed {
+                    let committed = to_site::Body::RoundCommitted(RoundCommitted { round });
+                    self.tell(&name, committed);
+                }
+                if let Some(key) = cancelled {
+                    let reason = "it was given up while the site was away".to_owned();
+                    let key = Some(key);
+                    self.tell(&name, to_site::Body::Cancel(Cancel { key, reason }));
+                }
+                if let Some(asked) = asked {
+                    self.tell(&name, to_site::Body::Assign(asked));
+                }
+            }
+        }
+    }
+
+    /// A connection is lost. A site that dials again within its lease has missed
+    /// nothing.
+    fn disconnected(&mut self, site: usize, why: String) {
+        if !self.open || !self.presence.comes_back(site) {
+            return self.lost(site, why);
+        }
+        let lease = self.parts.durations.lease;
+        self.presence.away(site, Instant::now() + lease);
+        let name = self.name(site);
+        self.parts.watch.away(&name, &why, lease);
+    }
+
+    fn carrier(&self, site: usize) -> &Arc<dyn Carrier> {
+        self.carriers
+            .get(site)
+            .expect("there is one for each site of the list")
     }
 
     /// Whether this is the connection of the site that is in use.
@@ -624,7 +723,9 @@ impl Job {
                 let name = self.name(site);
                 return self.parts.watch.metric(&name, &metric.event);
             }
-            (_, to_server::Body::Hello(_) | to_server::Body::Stopped(_)) => return,
+            (_, to_server::Body::Hello(_)) => return,
+            // Before the job's end: whoever runs the site has ended it.
+            (_, to_server::Body::Stopped(_)) => return self.presence.leaving(site),
             (Some(Ok(key)), body) if self.index.get(&key.site) == Some(&site) => (key, body),
             // A site speaks for itself only, and its tasks have keys.
             _ => {
@@ -643,7 +744,7 @@ impl Job {
             }
             (key, to_server::Body::TaskProgress(progress)) => {
                 let state = progress.state();
-                self.parts.watch.task(&key, state);
+                self.parts.watch.task(&key, &progress);
                 let stage = match state {
                     TaskState::Queued | TaskState::Starting => TaskStage::Accepted,
                     TaskState::Training => TaskStage::Training,
@@ -651,7 +752,7 @@ impl Job {
                 };
                 self.feed(Event::TaskProgress { key, stage });
             }
-            (key, to_server::Body::Update(update)) => self.on_update(key, update),
+            (key, to_server::Body::Update(update)) => self.on_update(site, key, update),
             (key, to_server::Body::TaskFailed(failed)) => {
                 let failure = failed.failure.map_or_else(
                     || {
@@ -663,7 +764,7 @@ impl Job {
                     },
                     Failure::from,
                 );
-                self.feed(Event::TaskFailed { key, failure });
+                self.task_failed(key, failure);
             }
             (
                 _,
@@ -674,35 +775,74 @@ impl Job {
         }
     }
 
-    /// An update is taken hold of, then checked: at once when it is small, beside
-    /// the loop when reading it takes time.
-    fn on_update(&mut self, key: TaskKey, update: Update) {
+    /// An update is fetched unless it is here, then checked: at once when it is
+    /// small, beside the loop when reading it takes time.
+    fn on_update(&mut self, site: usize, key: TaskKey, update: Update) {
+        let malformed = |message| Failure::new(FailureCode::Malformed, Phase::Verify, message);
         if update.metrics.len() > limits::METRICS {
-            let message = format!(
-                "sent {} metrics, the limit is {}",
-                update.metrics.len(),
-                limits::METRICS
-            );
-            let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
-            return self.feed(Event::TaskFailed { key, failure });
+            let (count, limit) = (update.metrics.len(), limits::METRICS);
+            let failure = malformed(format!("sent {count} metrics, the limit is {limit}"));
+            return self.task_failed(key, failure);
         }
-        let inline = update
-            .model
-            .as_ref()
-            .and_then(|model| model.inline.as_ref())
-            .map_or(0, Bytes::len);
-        if inline > limits::INLINE_OBJECT {
-            let message = format!(
-                "sent {inline} bytes of model in a message, the limit is {}",
-                limits::INLINE_OBJECT
-            );
-            let failure = Failure::new(FailureCode::Malformed, Phase::Verify, message);
-            return self.feed(Event::TaskFailed { key, failure });
-        }
-        let object = match self.take(update.model.as_ref()) {
-            Ok(object) => object,
-            Err(failure) => return self.feed(Event::TaskFailed { key, failure }),
+        let Some(object) = &update.model else {
+            return self.verify(key, update, None);
         };
+        if let Some(bytes) = &object.inline {
+            let (count, limit) = (bytes.len(), limits::INLINE_OBJECT);
+            if count > limit {
+                let message =
+                    format!("sent {count} bytes of model in a message, the limit is {limit}");
+                return self.task_failed(key, malformed(message));
+            }
+            return match self.parts.objects.from_bytes(&bytes[..]) {
+                Ok(object) => self.verify(key, update, Some(Held::Here(object))),
+                Err(error) => {
+                    let why = fold::sentence(&error);
+                    self.task_failed(key, malformed(format!("the update is not a model: {why}")));
+                }
+            };
+        }
+        match self.carrier(site).here(object) {
+            Some(object) => self.verify(key, update, Some(Held::Here(object))),
+            None => self.fetch(site, key, update),
+        }
+    }
+
+    /// Has an update brought here.
+    fn fetch(&mut self, site: usize, key: TaskKey, update: Update) {
+        // A site that came back offers again what it holds.
+        let Some(object) = update.model.clone() else {
+            return;
+        };
+        if self.presence.has(site, &key) || self.fetches.has(&key, object.id) {
+            return;
+        }
+        let progress = Arc::new(Progress::new(object.length));
+        let id = object.id;
+        let fetching = self.carrier(site).fetch(Order {
+            object,
+            name: format!("the update of round {}", key.round),
+            part: PartName::of_update(&key),
+            whole: self.parts.spec.aggregation.method != Method::Mean,
+            progress: Arc::clone(&progress),
+        });
+        let (done, of) = (self.done.clone(), key.clone());
+        let task = tokio::spawn(async move {
+            let result = fetching.await;
+            let fetched = Done::Fetched {
+                key: of,
+                update,
+                object: id,
+                result,
+            };
+            // The receiver is gone only when the job has ended.
+            let _ = done.send(fetched).await;
+        });
+        self.parts.watch.sending(&key, 0, progress.total());
+        self.fetches.started(key, id, progress, task.abort_handle());
+    }
+
+    fn verify(&mut self, key: TaskKey, update: Update, object: Option<Held>) {
         let base = self.handed_out.clone();
         let kind = if update.diff {
             UpdateKind::Diff
@@ -711,7 +851,7 @@ impl Job {
         };
         let options = fold::options(&self.parts.spec, kind, 1);
         match object {
-            Some(object) if object.len() > limits::INLINE_OBJECT as u64 => {
+            Some(object) if object.is_large() => {
                 let failed = Done::Verified {
                     key: key.clone(),
                     update: Update::default(),
@@ -742,6 +882,13 @@ impl Job {
         }
     }
 
+    fn task_failed(&mut self, key: TaskKey, failure: Failure) {
+        if let Some(&site) = self.index.get(&key.site) {
+            self.presence.answered(site, &key);
+        }
+        self.feed(Event::TaskFailed { key, failure });
+    }
+
     /// Works on a thread of its own; `failed` is what is done if that panics.
     fn beside(&self, failed: Done, work: impl FnOnce() -> Done + Send + 'static) {
         let done = self.done.clone();
@@ -752,40 +899,35 @@ impl Job {
         });
     }
 
-    fn take(&self, object: Option<&Object>) -> Result<Option<ModelObject>, Failure> {
-        let Some(object) = object else {
-            return Ok(None);
-        };
-        match &object.inline {
-            Some(bytes) => self
-                .parts
-                .objects
-                .from_bytes(&bytes[..])
-                .map(Some)
-                .map_err(|error| {
-                    let message = format!("the update is not a model: {}", fold::sentence(&error));
-                    Failure::new(FailureCode::Malformed, Phase::Verify, message)
-                }),
-            None => match self.parts.objects.get(ObjectId(object.id)) {
-                Some(object) => Ok(Some(object)),
-                None => Err(Failure::new(
-                    FailureCode::Malformed,
-                    Phase::Verify,
-                    "the update was gone before it could be fetched",
-                )),
-            },
-        }
-    }
-
     fn on_done(&mut self, done: Done) {
         match done {
+            Done::Fetched {
+                key,
+                update,
+                object,
+                result,
+            } => {
+                // Nothing, when it was given up just as it ended.
+                let Some(moved) = self.fetches.ended(&key, object) else {
+                    return;
+                };
+                match result {
+                    Ok(Fetched::Here(object)) => {
+                        self.parts.watch.fetched(&key, moved);
+                        self.verify(key, update, Some(Held::Here(object)));
+                    }
+                    Ok(Fetched::Live(live)) => {
+                        self.parts.watch.live(&key);
+                        self.verify(key, update, Some(Held::Live(live)));
+                    }
+                    Err(error) => self.task_failed(key, fold::not_fetched(&error)),
+                }
+            }
             Done::Verified {
                 key,
                 result: Err(failure),
                 ..
-            } => {
-                self.feed(Event::TaskFailed { key, failure });
-            }
+            } => self.task_failed(key, failure),
             Done::Verified {
                 key,
                 update,
@@ -793,6 +935,9 @@ impl Job {
                 result: Ok(()),
             } => {
                 let model = object.map(|object| self.remember(object));
+                if let Some(&site) = self.index.get(&key.site) {
+                    self.presence.taken(site, &key);
+                }
                 self.parts.watch.update(&key, update.train_seconds);
                 let update = UpdateInfo {
                     model,
@@ -808,7 +953,7 @@ impl Job {
             }
             Done::Folded { key, result } => match *result {
                 Ok(folded) => {
-                    let model = self.remember(folded.model);
+                    let model = self.remember(Held::Here(folded.model));
                     for warning in &folded.warnings {
                         self.parts.watch.warn(warning);
                     }
@@ -829,7 +974,7 @@ impl Job {
         }
     }
 
-    fn remember(&mut self, object: ModelObject) -> ModelHandle {
+    fn remember(&mut self, object: Held) -> ModelHandle {
         let handle = ModelHandle(self.next_handle);
         self.next_handle += 1;
         self.models.insert(handle, object);
@@ -851,6 +996,10 @@ impl Job {
         match action {
             Action::Assign(assignment) => self.assign(assignment),
             Action::Cancel { key, reason } => {
+                self.fetches.give_up(&key);
+                if let Some(&site) = self.index.get(&key.site) {
+                    self.presence.cancelled(site, &key);
+                }
                 let cancel = to_site::Body::Cancel(Cancel {
                     key: Some(Key::from(&key)),
                     reason: reason.to_string(),
@@ -890,9 +1039,13 @@ impl Job {
                 made_in,
             } => self.save(model, role, made_in),
             Action::Release { model } => {
+                for site in self.offered.remove(&model).unwrap_or_default() {
+                    self.carrier(site)
+                        .withdraw(Offer::Model { handle: model.0 });
+                }
                 let object = self.models.remove(&model);
                 // Unmapping and unlinking take milliseconds per 100 MB.
-                if let Some(object) = object.filter(|object| object.path().is_some()) {
+                if let Some(object) = object.filter(Held::is_large) {
                     tokio::task::spawn_blocking(move || drop(object));
                 }
             }
@@ -921,7 +1074,7 @@ impl Job {
     /// The model as trainers see it: made once, for sites may join one by one and
     /// fetch it late.
     fn handed_out(&mut self, handle: ModelHandle) -> Result<Option<ModelObject>, Failure> {
-        let Some(object) = self.models.get(&handle).cloned() else {
+        let Some(object) = self.models.get(&handle).and_then(Held::here).cloned() else {
             return Ok(None);
         };
         let Some(like) = &self.narrow else {
@@ -949,28 +1102,46 @@ impl Job {
         if let Some(key) = assignment.keys.first() {
             self.parts.watch.assigned(key.round, &assignment);
         }
-        let model = object.as_ref().map(|object| {
-            let small = object.len() <= limits::INLINE_OBJECT as u64;
-            Object {
-                inline: small.then(|| Bytes::copy_from_slice(object.bytes())),
+        let small = object
+            .as_ref()
+            .filter(|object| object.len() <= limits::INLINE_OBJECT as u64)
+            .map(|object| Object {
+                inline: Some(Bytes::copy_from_slice(object.bytes())),
                 id: object.id().0,
                 length: object.len(),
-            }
-        });
+            });
         for key in &assignment.keys {
-            let assign = to_site::Body::Assign(Assign {
+            let Some(&site) = self.index.get(&key.site) else {
+                continue;
+            };
+            let model = match (&small, &object, assignment.model) {
+                (None, Some(object), Some(handle)) => Some(self.offer(site, handle, object)),
+                (small, ..) => small.clone(),
+            };
+            let assign = Assign {
                 key: Some(Key::from(key)),
                 task: assignment.task.as_str().to_owned(),
-                model: model.clone(),
+                model,
                 start_round: assignment.start_round.0,
                 total_rounds: assignment.total_rounds,
                 meta: String::new(),
                 task_limit_micros: assignment
                     .limit
                     .map(|limit| u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)),
-            });
-            self.tell(&key.site, assign);
+            };
+            self.presence.asked(site, &assign);
+            self.tell(&key.site, to_site::Body::Assign(assign));
         }
+    }
+
+    /// Offers a model to a site until the workflow releases it.
+    fn offer(&mut self, site: usize, handle: ModelHandle, object: &ModelObject) -> Object {
+        let offered = self.offered.entry(handle).or_default();
+        if !offered.contains(&site) {
+            offered.push(site);
+        }
+        let name = Offer::Model { handle: handle.0 };
+        self.carrier(site).offer(name, object)
     }
 
     /// Sends without waiting: a site that does not read is cut off, and no other
@@ -988,16 +1159,12 @@ impl Job {
             link.cut();
             let why = "the site did not read its messages; its connection was closed";
             self.parts.watch.warn(&format!("{site}: {why}"));
-            let failure = Failure::new(FailureCode::Disconnected, Phase::Train, why);
-            self.feed(Event::SiteLeft {
-                site: site.clone(),
-                failure,
-            });
+            self.disconnected(index, why.to_owned());
         }
     }
 
     fn save(&mut self, handle: ModelHandle, role: ModelRole, made_in: Option<Round>) {
-        let Some(object) = self.models.get(&handle) else {
+        let Some(object) = self.models.get(&handle).and_then(Held::here) else {
             return self.break_down(Failure::new(
                 FailureCode::Internal,
                 Phase::Save,
@@ -1078,6 +1245,53 @@ impl Job {
             let reason = failure.message.clone();
             self.broken = Some(failure);
             self.feed(Event::Abort { reason });
+        }
+    }
+}
+
+/// Takes connections in for as long as somebody may dial.
+struct Door {
+    connections: mpsc::Receiver<Connection>,
+    open: bool,
+    number: u64,
+    /// Whatever is left of them ends with the job.
+    serving: JoinSet<()>,
+    reception: Arc<Reception>,
+    inbox: mpsc::Sender<Inbound>,
+}
+
+impl Door {
+    fn new(
+        connections: mpsc::Receiver<Connection>,
+        reception: Arc<Reception>,
+        inbox: mpsc::Sender<Inbound>,
+    ) -> Self {
+        Self {
+            connections,
+            open: true,
+            number: 0,
+            serving: JoinSet::new(),
+            reception,
+            inbox,
+        }
+    }
+
+    /// Takes in the next connection, or clears away one that has ended. Nothing is
+    /// lost when it is cancelled.
+    async fn tend(&mut self) {
+        tokio::select! {
+            connection = self.connections.recv(), if self.open => match connection {
+                Some(connection) => {
+                    // Zero is no connection's.
+                    self.number += 1;
+                    let (reception, inbox) = (Arc::clone(&self.reception), self.inbox.clone());
+                    self.serving.spawn(link::serve(self.number, connection, reception, inbox));
+                }
+                None => self.open = false,
+            },
+            // What it had to say last is in the inbox before it ends.
+            Some(_) = self.serving.join_next() => {}
+            else => std::future::pending().await,
         }
     }
 }

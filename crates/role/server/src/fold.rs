@@ -1,14 +1,17 @@
 //! Checking an update, and summing a round's.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use firesteel_aggregate::{
-    AggregateError, Cast, Contribution, Exclude, Method, Model, Options, SimdLevel, UpdateKind,
-    Wide, plan, verify as verify_update,
+    AggregateError, Cast, Contribution, Data, Exclude, Method, Model, Options, SimdLevel,
+    UpdateKind, Wide, plan, verify as verify_update, verify_live,
 };
 use firesteel_base::{Failure, FailureCode, Hint, Phase, SiteName, limits};
+use firesteel_carry::{CarryError, LiveModel};
 use firesteel_flow::{FoldRequest, ModelHandle, ParamsType};
 use firesteel_store::{ModelObject, Objects};
+use firesteel_tensor::ModelHeader;
 use firesteel_wire::spec::{self, JobSpec};
 
 use crate::driver::JobParts;
@@ -23,11 +26,53 @@ pub(crate) struct Folded {
     pub(crate) warnings: Vec<String>,
 }
 
+/// A model that the workflow knows by a handle.
+#[derive(Clone)]
+pub(crate) enum Held {
+    /// It is here.
+    Here(ModelObject),
+    /// It is an update that stays at its site until it is folded.
+    Live(Arc<LiveModel>),
+}
+
+impl Held {
+    /// The model, unless it is elsewhere.
+    pub(crate) fn here(&self) -> Option<&ModelObject> {
+        match self {
+            Self::Here(object) => Some(object),
+            Self::Live(_) => None,
+        }
+    }
+
+    /// Whether reading it takes time.
+    pub(crate) fn is_large(&self) -> bool {
+        self.here()
+            .is_none_or(|object| object.len() > limits::INLINE_OBJECT as u64)
+    }
+
+    fn header(&self) -> &ModelHeader {
+        match self {
+            Self::Here(object) => object.header(),
+            Self::Live(live) => live.header(),
+        }
+    }
+
+    fn data(&self) -> Data<'_> {
+        match self {
+            Self::Here(object) => Data::Mapped(object.bytes()),
+            Self::Live(live) => Data::Live {
+                source: &**live,
+                facts: live.facts(),
+            },
+        }
+    }
+}
+
 /// A fold, ready to be run on whatever thread.
 pub(crate) struct Folding {
     objects: Objects,
     base: Option<ModelObject>,
-    inputs: Vec<(SiteName, f64, ModelObject)>,
+    inputs: Vec<(SiteName, f64, Held)>,
     options: Options,
 }
 
@@ -57,11 +102,16 @@ pub(crate) fn options(spec: &JobSpec, kind: UpdateKind, threads: usize) -> Optio
 
 /// Checks one update against the model that was handed out.
 pub(crate) fn verify(
-    update: &ModelObject,
+    update: &Held,
     base: Option<&ModelObject>,
     options: &Options,
 ) -> Result<(), Failure> {
-    verify_update(view(update), base.map(ModelObject::header), options).map_err(|problems| {
+    let base = base.map(ModelObject::header);
+    let verified = match update {
+        Held::Here(object) => verify_update(view(object), base, options),
+        Held::Live(live) => verify_live(live.header(), live.facts(), base, options),
+    };
+    verified.map_err(|problems| {
         firesteel_aggregate::failure(&problems).unwrap_or_else(|| {
             Failure::new(
                 FailureCode::Malformed,
@@ -105,7 +155,7 @@ impl Folding {
     /// Takes hold of everything that a fold needs.
     pub(crate) fn new(
         parts: &JobParts,
-        models: &HashMap<ModelHandle, ModelObject>,
+        models: &HashMap<ModelHandle, Held>,
         request: FoldRequest,
     ) -> Result<Self, Failure> {
         let gone = |what: String| {
@@ -120,6 +170,7 @@ impl Folding {
             Some(handle) => Some(
                 models
                     .get(&handle)
+                    .and_then(Held::here)
                     .cloned()
                     .ok_or_else(|| gone("the round's model".to_owned()))?,
             ),
@@ -147,10 +198,9 @@ impl Folding {
     }
 
     pub(crate) fn is_small(&self) -> bool {
-        self.inputs
-            .iter()
-            .map(|(_, _, object)| object.len())
-            .sum::<u64>()
+        let here = self.inputs.iter().map(|(_, _, held)| held.here());
+        here.map(|object| object.map_or(u64::MAX, ModelObject::len))
+            .fold(0, u64::saturating_add)
             <= SMALL
     }
 
@@ -164,7 +214,7 @@ impl Folding {
                 site: site.as_str(),
                 weight: *weight,
                 header: object.header(),
-                bytes: object.bytes(),
+                data: object.data(),
             })
             .collect();
         let base = self.base.as_ref().map(view);
@@ -230,6 +280,20 @@ impl Folding {
             .collect();
         (failure, blamed)
     }
+}
+
+/// A model that did not arrive, as the site's failure.
+pub(crate) fn not_fetched(error: &CarryError) -> Failure {
+    let code = if error.is_full() {
+        FailureCode::DiskFull
+    } else {
+        FailureCode::Malformed
+    };
+    let message = match error {
+        CarryError::Gone { .. } => "the update was gone before it could be fetched".to_owned(),
+        other => format!("the update could not be fetched: {}", sentence(other)),
+    };
+    Failure::new(code, Phase::Verify, message).with_hint(error.hint().unwrap_or_default())
 }
 
 /// Keys that a round's record names one by one.

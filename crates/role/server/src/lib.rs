@@ -10,11 +10,13 @@
 #![deny(clippy::indexing_slicing)]
 
 mod driver;
+mod fetches;
 mod fold;
 mod link;
+mod presence;
 mod report;
 mod watch;
 
-pub use driver::{Job, JobError, JobParts};
+pub use driver::{Carriers, Job, JobError, JobParts};
 pub use report::{JobReport, SiteFailureReport};
 pub use watch::Watch;

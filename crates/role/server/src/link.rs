@@ -5,14 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firesteel_base::SiteName;
-use firesteel_net::{BoxStream, LinkError, Reader, Writer, split};
+use firesteel_carry::{Connection, Way};
+use firesteel_net::{LinkError, Reader, Writer, split};
 use firesteel_wire::PROTOCOL;
-use firesteel_wire::control::{Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site};
+use firesteel_wire::control::{
+    Hello, Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site,
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// Messages on their way to one site. A site that leaves this many unread has
 /// stopped reading, for each of its rounds has fewer than ten.
 const OUTGOING: usize = 64;
+
+/// Tasks that a site may say to have in hand: one it is at, and results of rounds
+/// that are not committed, of which there are two at most.
+const HOLDS: usize = 64;
 
 /// Bytes of a stranger's words that are repeated in a sentence.
 const QUOTED: usize = 64;
@@ -21,7 +28,14 @@ const QUOTED: usize = 64;
 /// tells what comes from the connection in use.
 pub(crate) enum Inbound {
     /// A site is there; this is how to reach it.
-    Joined { site: usize, link: Link },
+    Joined {
+        site: usize,
+        link: Link,
+        /// What it said of itself.
+        hello: Hello,
+        /// How its models travel.
+        way: Way,
+    },
     /// It said something.
     Said {
         site: usize,
@@ -89,18 +103,19 @@ pub(crate) struct Reception {
 
 /// Serves one connection to its end.
 pub(crate) async fn serve(
-    connection: u64,
-    stream: BoxStream,
+    number: u64,
+    connection: Connection,
     reception: Arc<Reception>,
     inbox: mpsc::Sender<Inbound>,
 ) {
-    let (mut reader, mut writer) = split(stream);
+    let Connection { control, way } = connection;
+    let (mut reader, mut writer) = split(control);
     let greeted = tokio::time::timeout(
         reception.connect,
-        greet(&mut reader, &mut writer, &reception),
+        greet(&mut reader, &mut writer, way.peer(), &reception),
     );
-    let site = match greeted.await {
-        Ok(Ok(site)) => site,
+    let (site, hello) = match greeted.await {
+        Ok(Ok(greeted)) => greeted,
         Ok(Err(why)) => {
             let refused = to_site::Body::Refused(Refused {
                 reason: why.clone(),
@@ -125,11 +140,17 @@ pub(crate) async fn serve(
     let (outgoing, mut queue) = mpsc::channel::<ToSite>(OUTGOING);
     let (cut, is_cut) = oneshot::channel();
     let link = Link {
-        connection,
+        connection: number,
         outgoing,
         cut,
     };
-    if inbox.send(Inbound::Joined { site, link }).await.is_err() {
+    let joined = Inbound::Joined {
+        site,
+        link,
+        hello,
+        way,
+    };
+    if inbox.send(joined).await.is_err() {
         return;
     }
     let writing = async {
@@ -145,7 +166,7 @@ pub(crate) async fn serve(
                 && inbox
                     .send(Inbound::Said {
                         site,
-                        connection,
+                        connection: number,
                         body,
                     })
                     .await
@@ -177,18 +198,20 @@ pub(crate) async fn serve(
     let _ = inbox
         .send(Inbound::Left {
             site,
-            connection,
+            connection: number,
             why,
         })
         .await;
 }
 
-/// The handshake; the index of the site, or why it is turned away.
+/// The handshake; the index of the site and its hello, or why it is turned away.
+/// `proved` is the name that the connection itself vouches for.
 async fn greet(
     reader: &mut Reader,
     writer: &mut Writer,
+    proved: Option<&str>,
     reception: &Reception,
-) -> Result<usize, String> {
+) -> Result<(usize, Hello), String> {
     let message = reader
         .next::<ToServer>("ToServer")
         .await
@@ -200,6 +223,18 @@ async fn greet(
         return Err("the first message of a connection was no hello".to_owned());
     };
     let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;
+    if let Some(proved) = proved.filter(|proved| *proved != name.as_str()) {
+        let proved: String = proved.chars().take(QUOTED).collect();
+        return Err(format!(
+            "a connection with the certificate of {proved:?} claims to be `{name}`"
+        ));
+    }
+    if hello.holds.len() > HOLDS {
+        return Err(format!(
+            "`{name}` claims to have {} tasks in hand",
+            hello.holds.len()
+        ));
+    }
     if PROTOCOL < hello.protocol_min || PROTOCOL > hello.protocol_max {
         let build: String = hello.build.chars().take(QUOTED).collect();
         return Err(format!(
@@ -223,5 +258,5 @@ async fn greet(
             .await
             .map_err(|error| format!("`{name}` was lost in the handshake: {error}"))?;
     }
-    Ok(site)
+    Ok((site, hello))
 }

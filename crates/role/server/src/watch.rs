@@ -14,10 +14,11 @@ use firesteel_flow::{Assignment, Outcome, RoundRecord, SiteResult, Warning};
 use firesteel_observe::metrics::{self, MetricsWriter, RunStatus, Summary};
 use firesteel_observe::{Logger, Progress, RoundLine, SiteStage, TbWriter};
 use firesteel_store::RunDir;
-use firesteel_wire::control::TaskState;
+use firesteel_wire::control::{TaskProgress, TaskState};
 use firesteel_wire::spec::{Direction, JobSpec, Method};
 use serde_json::Value;
 
+use crate::fetches::Moved;
 use crate::report::SiteFailureReport;
 
 /// How often the display is refreshed when nothing happens.
@@ -48,6 +49,8 @@ pub struct Watch {
     models: Vec<(String, String)>,
     /// The round that the display is at.
     shown: Option<Round>,
+    /// What the updates of the open round cost on the network.
+    moved: HashMap<TaskKey, Moved>,
 }
 
 impl Watch {
@@ -96,6 +99,7 @@ impl Watch {
             best,
             models: Vec::new(),
             shown: None,
+            moved: HashMap::new(),
         }
     }
 
@@ -145,8 +149,28 @@ impl Watch {
         ));
     }
 
-    pub(crate) fn task(&mut self, key: &TaskKey, state: TaskState) {
-        let stage = match state {
+    /// A site's connection is lost, and it is waited for.
+    pub(crate) fn away(&self, site: &SiteName, why: &str, lease: Duration) {
+        self.logger
+            .for_site(site)
+            .warning(&format!("{site}: {why}; it is waited for during {lease:?}"));
+    }
+
+    /// It is there again, and goes on.
+    pub(crate) fn back(&self, site: &SiteName) {
+        self.logger
+            .for_site(site)
+            .info(&format!("{site} is connected again and goes on"));
+    }
+
+    pub(crate) fn task(&mut self, key: &TaskKey, progress: &TaskProgress) {
+        let stage = match progress.state() {
+            TaskState::Queued | TaskState::Starting if progress.total > 0 => {
+                SiteStage::Downloading {
+                    done: progress.done,
+                    total: progress.total,
+                }
+            }
             TaskState::Queued => SiteStage::Waiting,
             TaskState::Starting => SiteStage::Starting {
                 limit: self.durations.trainer_start,
@@ -155,6 +179,34 @@ impl Watch {
             TaskState::Sending => SiteStage::Sending { done: 0, total: 0 },
         };
         self.progress.site(&key.site, stage);
+    }
+
+    /// How far an update is on its way here.
+    pub(crate) fn sending(&self, key: &TaskKey, done: u64, total: u64) {
+        self.progress
+            .site(&key.site, SiteStage::Sending { done, total });
+    }
+
+    /// An update stays at its site until it is folded.
+    pub(crate) fn live(&self, key: &TaskKey) {
+        self.rounds
+            .for_site(&key.site)
+            .for_round(key.round)
+            .info("the spool is full: the update is read from its site while it is folded");
+    }
+
+    /// An update has arrived.
+    pub(crate) fn fetched(&mut self, key: &TaskKey, moved: Moved) {
+        let seconds = moved.took.as_secs_f64();
+        let rate = moved.travelled as f64 / 1e6 / seconds.max(1e-6);
+        self.rounds
+            .for_site(&key.site)
+            .for_round(key.round)
+            .debug(&format!(
+                "update of {} bytes received in {seconds:.3} s: {} bytes travelled, {rate:.1} MB/s",
+                moved.bytes, moved.travelled
+            ));
+        self.moved.insert(key.clone(), moved);
     }
 
     pub(crate) fn update(&mut self, key: &TaskKey, seconds: f64) {

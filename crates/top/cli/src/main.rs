@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dev;
 mod runs;
 mod talk;
 
@@ -32,6 +33,9 @@ enum Command {
     /// Look at the runs on this machine.
     #[command(subcommand)]
     Runs(Runs),
+    /// Run one job over real connections, for developers.
+    #[command(subcommand, hide = true)]
+    Dev(Box<dev::Dev>),
     /// Watch the trainers of one job at one site; started by Firesteel itself.
     #[command(hide = true)]
     Supervise,
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
     // First of all: a supervisor takes over the whole process.
     let done = match CommandLine::parse().command {
         Command::Supervise => firesteel_launch::supervise().map_err(|error| Trouble::of(&error)),
+        Command::Dev(command) => dev::run(*command),
         Command::Runs(Runs::List { root, json }) => runs::list(&root, json),
         Command::Runs(Runs::Show { run, root, json }) => runs::show(&run, &root, json),
     };

@@ -155,7 +155,7 @@ impl Bridge {
 
     /// Hands a task's result over; returns when the agent has taken it, True, or
     /// when the job ended meanwhile, False.
-    #[pyo3(signature = (task, *, model=None, file=None, params_type=None, metrics, meta, state_file=None))]
+    #[pyo3(signature = (task, *, model=None, file=None, params_type=None, metrics, meta, state_file=None, partial=false))]
     #[expect(
         clippy::too_many_arguments,
         reason = "keyword arguments of a Python method"
@@ -170,6 +170,7 @@ impl Bridge {
         metrics: BTreeMap<String, f64>,
         meta: String,
         state_file: Option<String>,
+        partial: bool,
     ) -> PyResult<bool> {
         let client = self.client(py)?;
         let model = match (model, file) {
@@ -186,6 +187,7 @@ impl Bridge {
             metrics,
             meta,
             state_file: state_file.unwrap_or_default(),
+            partial,
         };
         let key = task.key.clone();
         let delivery = waiting(py, |check| client.send_result(&key, outgoing, check))?;
@@ -262,7 +264,7 @@ impl Bridge {
 }
 
 /// Runs a call that may wait, without the interpreter, looking for signals.
-fn waiting<T: Send>(
+pub(crate) fn waiting<T: Send>(
     py: Python<'_>,
     call: impl FnOnce(&mut dyn FnMut() -> Result<(), Interrupted>) -> Result<T, ClientError> + Send,
 ) -> PyResult<T> {
@@ -279,7 +281,7 @@ fn waiting<T: Send>(
     result.map_err(|error| raised.take().unwrap_or_else(|| exception(py, &error)))
 }
 
-fn exception(py: Python<'_>, error: &ClientError) -> PyErr {
+pub(crate) fn exception(py: Python<'_>, error: &ClientError) -> PyErr {
     if let ClientError::TimedOut(_) = error {
         return PyTimeoutError::new_err(error.to_string());
     }

@@ -10,6 +10,7 @@ mod bridge;
 mod errors;
 mod model;
 mod sim;
+mod stream;
 
 use pyo3::prelude::*;
 
@@ -21,6 +22,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<model::ModelFile>()?;
     module.add_class::<bridge::Bridge>()?;
     module.add_class::<bridge::Task>()?;
+    module.add_class::<stream::StreamLink>()?;
+    module.add_class::<stream::StreamFile>()?;
+    module.add_class::<stream::ItemsWriter>()?;
     module.add_function(wrap_pyfunction!(model::write_model, module)?)?;
     module.add_function(wrap_pyfunction!(sim::validate_job, module)?)?;
     Ok(())

@@ -12,6 +12,7 @@ use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, Tree};
 use pyo3::exceptions::{PyBufferError, PyOSError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyIterator;
 
 use crate::errors::{raise, sentence};
 
@@ -149,15 +150,20 @@ impl ModelFile {
 }
 
 /// A tensor to be written: name, dtype, shape and its bytes, or a function that
-/// makes them when their turn comes.
-type Given<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>);
+/// makes them when their turn comes, at once or as an iterator of buffers.
+pub(crate) type Given<'py> = (String, String, Vec<u64>, Bound<'py, PyAny>);
 
 /// Writes a model file, tensor by tensor.
 ///
 /// With `path=None` returns the file's bytes; else writes aside, renames, sets
-/// mode 0400, and returns the file's size.
+/// mode 0400, and returns the file's size. `partial` says that the model is an
+/// update that holds only what changed.
 #[pyfunction]
-#[pyo3(signature = (path, tensors, *, tree=None, aliases=None, metadata=None))]
+#[pyo3(signature = (path, tensors, *, tree=None, aliases=None, metadata=None, partial=false))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "keyword arguments of a Python function"
+)]
 pub(crate) fn write_model<'py>(
     py: Python<'py>,
     path: Option<PathBuf>,
@@ -165,57 +171,94 @@ pub(crate) fn write_model<'py>(
     tree: Option<&str>,
     aliases: Option<BTreeMap<String, String>>,
     metadata: Option<BTreeMap<String, String>>,
+    partial: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let refused = |problem: String| raise(py, "ModelError", problem, "");
-    let mut builder = HeaderBuilder::new();
-    for (name, dtype, shape, _) in &tensors {
-        let dtype = DType::parse(dtype)
-            .ok_or_else(|| refused(format!("tensor `{name}`: there is no dtype `{dtype}`")))?;
-        builder.tensor(name, dtype, shape);
-    }
-    for (alias, name) in aliases.unwrap_or_default() {
-        builder.alias(&alias, &name);
-    }
-    for (key, value) in metadata.unwrap_or_default() {
-        builder.metadata(&key, &value);
-    }
-    if let Some(tree) = tree {
-        builder.tree(Tree::parse(tree).map_err(|error| refused(sentence(&error)))?);
-    }
-    let (head, header) = builder
-        .encode()
-        .map_err(|error| refused(sentence(&error)))?;
-    // By place in the file, which differs from the user's order.
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by_key(|&at| header.tensors().get(at).map_or(0, |tensor| tensor.start));
-    let pieces = order.into_iter().map(|at| {
-        let (name, _, _, data) = &tensors[at];
-        let size = header.tensors()[at].size();
-        Piece { name, size, data }
-    });
+    let model = Outline::new(py, &tensors, tree, aliases, metadata, partial)?;
     match path {
         None => {
-            let total = usize::try_from(header.total_len())
+            let total = usize::try_from(model.total())
                 .map_err(|_| PyValueError::new_err("the model is too large for this machine"))?;
             let mut bytes = Vec::with_capacity(total);
-            bytes.extend_from_slice(&head);
-            for piece in pieces {
-                piece.with(|data| {
-                    bytes.extend_from_slice(data);
-                    Ok(())
-                })?;
-            }
+            model.write(|data| {
+                bytes.extend_from_slice(data);
+                Ok(())
+            })?;
             Ok(pyo3::types::PyBytes::new(py, &bytes).into_any())
         }
         Some(path) => {
             let mut aside = Aside::create(&path)?;
-            aside.write(py, &head)?;
-            for piece in pieces {
-                piece.with(|data| aside.write(py, data))?;
-            }
+            model.write(|data| aside.write(py, data))?;
             aside.finish(py, &path)?;
-            Ok(header.total_len().into_pyobject(py)?.into_any())
+            Ok(model.total().into_pyobject(py)?.into_any())
         }
+    }
+}
+
+/// A model that is about to be written.
+pub(crate) struct Outline<'a, 'py> {
+    tensors: &'a [Given<'py>],
+    head: Vec<u8>,
+    header: ModelHeader,
+}
+
+impl<'a, 'py> Outline<'a, 'py> {
+    pub(crate) fn new(
+        py: Python<'py>,
+        tensors: &'a [Given<'py>],
+        tree: Option<&str>,
+        aliases: Option<BTreeMap<String, String>>,
+        metadata: Option<BTreeMap<String, String>>,
+        partial: bool,
+    ) -> PyResult<Self> {
+        let refused = |problem: String| raise(py, "ModelError", problem, "");
+        let mut builder = HeaderBuilder::new();
+        for (name, dtype, shape, _) in tensors {
+            let dtype = DType::parse(dtype)
+                .ok_or_else(|| refused(format!("tensor `{name}`: there is no dtype `{dtype}`")))?;
+            builder.tensor(name, dtype, shape);
+        }
+        for (alias, name) in aliases.unwrap_or_default() {
+            builder.alias(&alias, &name);
+        }
+        for (key, value) in metadata.unwrap_or_default() {
+            builder.metadata(&key, &value);
+        }
+        if let Some(tree) = tree {
+            builder.tree(Tree::parse(tree).map_err(|error| refused(sentence(&error)))?);
+        }
+        if partial {
+            builder.partial();
+        }
+        let (head, header) = builder
+            .encode()
+            .map_err(|error| refused(sentence(&error)))?;
+        Ok(Self {
+            tensors,
+            head,
+            header,
+        })
+    }
+
+    /// Bytes of the whole file.
+    pub(crate) fn total(&self) -> u64 {
+        self.header.total_len()
+    }
+
+    /// Hands the file's bytes out from first to last, a tensor at a time.
+    pub(crate) fn write(&self, mut take: impl FnMut(&[u8]) -> PyResult<()>) -> PyResult<()> {
+        take(&self.head)?;
+        // By place in the file, which differs from the user's order.
+        let mut order: Vec<usize> = (0..self.tensors.len()).collect();
+        order.sort_by_key(|&at| {
+            let tensor = self.header.tensors().get(at);
+            tensor.map_or(0, |tensor| tensor.start)
+        });
+        for at in order {
+            let (name, _, _, data) = &self.tensors[at];
+            let size = self.header.tensors()[at].size();
+            Piece { name, size, data }.with(&mut take)?;
+        }
+        Ok(())
     }
 }
 
@@ -227,34 +270,48 @@ struct Piece<'a, 'py> {
 
 impl Piece<'_, '_> {
     /// Lends the tensor's bytes; they are let go before the next tensor's turn.
-    fn with(&self, take: impl FnOnce(&[u8]) -> PyResult<()>) -> PyResult<()> {
+    fn with(&self, take: &mut impl FnMut(&[u8]) -> PyResult<()>) -> PyResult<()> {
         let made = if self.data.is_callable() {
             self.data.call0()?
         } else {
             self.data.clone()
         };
-        let view = View::of(&made)?;
-        let bytes = view.bytes();
-        if bytes.len() as u64 != self.size {
-            return Err(PyValueError::new_err(format!(
-                "tensor `{}` has {} bytes, its dtype and shape make {}",
-                self.name,
-                bytes.len(),
-                self.size
-            )));
+        let mut written = 0;
+        if made.cast::<PyIterator>().is_ok() {
+            for buffer in made.try_iter()? {
+                let view = View::of(&buffer?)?;
+                written += view.bytes().len() as u64;
+                // Before more is written than there is room for.
+                if written > self.size {
+                    break;
+                }
+                take(view.bytes())?;
+            }
+        } else {
+            let view = View::of(&made)?;
+            written = view.bytes().len() as u64;
+            if written == self.size {
+                take(view.bytes())?;
+            }
         }
-        take(bytes)
+        if written == self.size {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!(
+            "tensor `{}` has {written} bytes, its dtype and shape make {}",
+            self.name, self.size
+        )))
     }
 }
 
 /// A contiguous view of an object's bytes.
-struct View<'py> {
+pub(crate) struct View<'py> {
     raw: Box<ffi::Py_buffer>,
     _py: Python<'py>,
 }
 
 impl<'py> View<'py> {
-    fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub(crate) fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         let mut raw = Box::new(ffi::Py_buffer::new());
         // SAFETY: `object` is alive and `raw` is writable. `PyBUF_SIMPLE` asks for
         // contiguous bytes and fails otherwise.
@@ -269,7 +326,7 @@ impl<'py> View<'py> {
         })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         if self.raw.buf.is_null() {
             return &[];
         }
@@ -290,13 +347,13 @@ impl Drop for View<'_> {
 }
 
 /// A file that is written aside and either gets its name or is removed.
-struct Aside {
+pub(crate) struct Aside {
     file: Option<io::BufWriter<File>>,
     path: PathBuf,
 }
 
 impl Aside {
-    fn create(path: &Path) -> PyResult<Self> {
+    pub(crate) fn create(path: &Path) -> PyResult<Self> {
         let name = path.file_name().ok_or_else(|| {
             PyValueError::new_err(format!("`{}` does not name a file", path.display()))
         })?;
@@ -317,7 +374,7 @@ impl Aside {
         })
     }
 
-    fn write(&mut self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
+    pub(crate) fn write(&mut self, py: Python<'_>, bytes: &[u8]) -> PyResult<()> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
@@ -329,7 +386,7 @@ impl Aside {
         written.map_err(|error| named(&error, &self.path))
     }
 
-    fn finish(&mut self, py: Python<'_>, path: &Path) -> PyResult<()> {
+    pub(crate) fn finish(&mut self, py: Python<'_>, path: &Path) -> PyResult<()> {
         let Some(file) = self.file.take() else {
             return Ok(());
         };
@@ -357,7 +414,7 @@ impl Drop for Aside {
 }
 
 /// The same error as Python would raise it: with its number and the file.
-fn named(error: &io::Error, path: &Path) -> PyErr {
+pub(crate) fn named(error: &io::Error, path: &Path) -> PyErr {
     match error.raw_os_error() {
         Some(number) => PyOSError::new_err((number, error.to_string(), path.to_path_buf())),
         None => PyOSError::new_err(format!("{}: {error}", path.display())),

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firesteel_agent::{Agent, AgentError, AgentParts, Launch, Slots};
-use firesteel_base::{Durations, Hint, JobId, Round, limits};
+use firesteel_base::{Durations, Hint, JobId};
+use firesteel_bridge::stream::Exchange;
 use firesteel_bridge::{BindError, BridgeListener};
+use firesteel_carry::{Carrier, Connection, Local, Once};
 use firesteel_flow::Status;
-use firesteel_launch::{LaunchError, Supervisor, SupervisorConfig, SupervisorNotice, thread_env};
-use firesteel_observe::{
-    ConfigError, Console, ConsoleStyle, JobLine, LogConfig, Logger, Logs, Progress,
-};
+use firesteel_launch::LaunchError;
+use firesteel_node::parts::{self, Trainers};
+use firesteel_observe::{ConfigError, Console, ConsoleStyle, LogConfig, Logger, Logs};
 use firesteel_server::{Job, JobError, JobParts, Watch};
-use firesteel_store::{
-    DiskPlan, ObjectError, RunDir, RunError, SpaceError, StoreError, check_free, disk_needed,
-};
+use firesteel_store::{ObjectError, RunDir, RunError, SpaceError, StoreError};
 use firesteel_wire::options::SimOptions;
-use firesteel_wire::spec::{Algorithm, JobSpec, Mode};
+use firesteel_wire::spec::{JobSpec, Mode};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -139,9 +138,9 @@ async fn simulate(plan: Plan, placed: impl Fn(PathBuf)) -> Result<SimOutcome, Si
             problem,
         });
     }
-    check_disk(&options, &spec)?;
+    parts::check_disk(&options.root, &spec, options.resume)?;
     let workspace = options.workspace.as_deref().unwrap_or(&options.root);
-    let run = Arc::new(open_run(&options, &spec)?);
+    let run = Arc::new(parts::open_run(&options.root, &spec, options.resume)?);
     placed(run.path().to_owned());
     let config = LogConfig::resolve(Some(workspace), options.log.as_deref(), |name| {
         std::env::var(name).ok()
@@ -213,31 +212,30 @@ async fn federate(
         durations,
     } = scene;
     let objects = run.objects()?;
-    let supervisor = start_supervisor(&spec, &options, &logger, durations).await?;
+    let carrier: Arc<dyn Carrier> = Arc::new(Local::new(objects.clone()));
+    let trainers = Trainers {
+        binary: options.binary.clone(),
+        python: options.python.clone(),
+        workers: options.num_workers,
+        env: options.env.clone(),
+        stop_grace: durations.stop_grace,
+        reuse: options.reuse_processes,
+    };
+    let supervisor = trainers.supervisor(&spec, &logger).await?;
     let rejected = logger.named("firesteel.bridge");
     let listener = BridgeListener::bind(None, durations.connect, move |rejection| {
         rejected.warning(&rejection.to_string());
     })?;
-    let Algorithm::Fedavg {
-        num_rounds,
-        start_round,
-    } = spec.algorithm;
-    let progress = Progress::new(
-        console,
-        JobLine {
-            name: spec.name.clone(),
-            sites: spec.site_names(),
-            rounds: num_rounds,
-            start_round,
-        },
-    );
-    let first = first_round(&run, options.resume)?;
+    let progress = parts::progress(console, &spec);
+    let first = parts::first_round(&run, options.resume)?;
     let watch = Watch::new(&logger, progress, Arc::clone(&run), &spec, durations, first);
     let (streams, incoming) = mpsc::channel(64);
     let slots = Slots::new(options.num_workers.max(1), &options.gpus);
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let attach_dir = run.path().join("attach");
     let mut agents = JoinSet::new();
+    // One for all sites: what one offers, the others find at once.
+    let exchange = Exchange::new();
     let mut ends = Vec::with_capacity(spec.sites.len());
     for site in spec.site_names() {
         let (near, far) = firesteel_net::pipe(PIPE);
@@ -253,12 +251,16 @@ async fn federate(
                 Launch::Attached(attach_dir.join(format!("{site}.json")))
             }
         };
-        let parts = AgentParts {
+        let agent = AgentParts {
             launch,
             listener: listener.clone(),
             slots: slots.clone(),
             per_task: spec.sites.len() > slots.count(),
             objects: objects.clone(),
+            streams: Some(exchange.desk(site.as_str())),
+            carrier: Arc::clone(&carrier),
+            instance: 0,
+            kept: None,
             outbox: run.outbox_dir(&site),
             state_dir: run.site_dir(&site).join("state"),
             cwd: cwd.clone(),
@@ -266,15 +268,15 @@ async fn federate(
             durations,
             site,
         };
-        let (name, log) = (parts.site.clone(), logger.clone());
+        let (name, log) = (agent.site.clone(), logger.clone());
         agents.spawn(async move {
-            match Agent::run(parts, near).await {
+            match Agent::run(agent, Box::new(Once::new(Connection::local(near)))).await {
                 Ok(()) => {}
                 // The job ended before it was this site's turn.
                 Err(error @ AgentError::Closed) => log.debug(&format!("{name}: {error}")),
                 Err(error) => log.for_site(&name).error(&format!(
                     "the agent of {name} ended early: {}",
-                    sentence(&error)
+                    parts::sentence(&error)
                 )),
             }
         });
@@ -283,27 +285,26 @@ async fn federate(
     // The channel is narrow; the server takes streams as it drives the job.
     tokio::spawn(async move {
         for far in ends {
-            if streams.send(far).await.is_err() {
+            if streams.send(Connection::local(far)).await.is_err() {
                 break;
             }
         }
     });
-    let seed = match spec.seed {
-        Some(seed) => seed,
-        None => random_seed(),
-    };
-    let threads = options.threads.unwrap_or_else(cores);
-    let parts = JobParts {
+    let seed = spec.seed.unwrap_or_else(parts::random);
+    let threads = options.threads.unwrap_or_else(parts::cores);
+    let job = JobParts {
         id,
+        epoch: parts::random(),
         spec,
         seed,
         run,
         objects,
+        carriers: Box::new(move |_| Arc::clone(&carrier)),
         watch,
         durations,
         threads,
     };
-    let result = Job::run(parts, options.resume, incoming, abort, status).await;
+    let result = Job::run(job, options.resume, incoming, abort, status).await;
     drain(&mut agents, &logger, durations).await;
     if let Some(supervisor) = supervisor {
         supervisor.shutdown(durations.stop_grace).await;
@@ -331,148 +332,4 @@ async fn drain(agents: &mut JoinSet<()>, logger: &Logger, durations: Durations) 
         ));
         agents.abort_all();
     }
-}
-
-async fn start_supervisor(
-    spec: &JobSpec,
-    options: &SimOptions,
-    logger: &Logger,
-    durations: Durations,
-) -> Result<Option<Supervisor>, SimError> {
-    if spec.trainer.mode == Mode::Attach {
-        return Ok(None);
-    }
-    let workers = options.num_workers.max(1);
-    let threads = u32::try_from((cores() / workers).max(1)).unwrap_or(1);
-    let mut env = options.env.clone();
-    for (name, value) in thread_env(threads) {
-        // What the user has set for the libraries holds.
-        if std::env::var_os(&name).is_none() {
-            env.insert(name, value);
-        }
-    }
-    if spec.seed.is_some() && std::env::var_os("PYTHONHASHSEED").is_none() {
-        // The order of sets of strings depends on it.
-        env.insert("PYTHONHASHSEED".to_owned(), "0".to_owned());
-    }
-    let config = SupervisorConfig {
-        binary: options.binary.clone(),
-        python: (spec.trainer.mode == Mode::Warm).then(|| options.python.clone()),
-        preload: spec.trainer.preload.clone(),
-        env,
-        reuse: options.reuse_processes,
-        die_with_agent: true,
-        stop_grace: durations.stop_grace,
-    };
-    let logger = logger.named("firesteel.launch");
-    let supervisor = Supervisor::start(config, move |notice| match notice {
-        SupervisorNotice::WarmReady { failed, import, .. } => {
-            logger.debug(&format!(
-                "libraries imported in {:.2} s",
-                import.as_secs_f64()
-            ));
-            for (module, why) in failed {
-                logger.debug(&format!("`{module}` could not be imported ahead: {why}"));
-            }
-        }
-        SupervisorNotice::WarmLost { message } => logger.warning(&message),
-        SupervisorNotice::WarmOutput(lines) => {
-            lines.iter().for_each(|line| logger.info(&line.text));
-        }
-        _ => {}
-    });
-    Ok(Some(supervisor.await?))
-}
-
-/// Makes the run's directory, or opens the one to go on with.
-fn open_run(options: &SimOptions, spec: &JobSpec) -> Result<RunDir, SimError> {
-    // Where the initial model came from says nothing about the job, and neither
-    // does what is loaded ahead.
-    let mut kept = spec.clone();
-    kept.trainer.preload.clear();
-    if kept.initial_model.is_some() {
-        kept.initial_model = Some("models/initial.safetensors".to_owned());
-    }
-    let text = String::from_utf8_lossy(&kept.to_json()).into_owned();
-    Ok(if options.resume {
-        RunDir::open_latest(&options.root, &spec.name, &text)?
-    } else {
-        RunDir::create(&options.root, &spec.name, &text)?
-    })
-}
-
-/// The first round whose metrics are written.
-fn first_round(run: &RunDir, resume: bool) -> Result<Round, SimError> {
-    if !resume {
-        return Ok(Round(0));
-    }
-    let latest = run.snapshots()?.load_latest()?;
-    Ok(latest.map_or(Round(0), |snapshot| Round(snapshot.round.0 + 1)))
-}
-
-/// Whether the disk has room for what the job will add to it.
-fn check_disk(options: &SimOptions, spec: &JobSpec) -> Result<(), SimError> {
-    let kept = if options.resume {
-        kept_models(options, spec)
-    } else {
-        Vec::new()
-    };
-    let model_len = spec
-        .initial_model
-        .as_ref()
-        .and_then(|path| std::fs::metadata(path).ok())
-        .map(|found| found.len())
-        .into_iter()
-        .chain(kept.iter().copied())
-        .max()
-        .unwrap_or(limits::INLINE_OBJECT as u64);
-    let plan = DiskPlan {
-        model_len,
-        sites: spec.sites.len() as u64,
-        keep_models: u64::from(spec.keep_models),
-        site_state_len: 0,
-    };
-    let there: u64 = kept.iter().sum();
-    Ok(check_free(
-        &options.root,
-        disk_needed(&plan).saturating_sub(there),
-    )?)
-}
-
-/// The sizes of the models that the run to be resumed holds, each file once.
-fn kept_models(options: &SimOptions, spec: &JobSpec) -> Vec<u64> {
-    use std::os::unix::fs::MetadataExt;
-    let dir = options.root.join(&spec.name).join("latest/models");
-    let mut files = std::collections::BTreeMap::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if let Ok(found) = entry.metadata() {
-            files.insert(found.ino(), found.len());
-        }
-    }
-    files.into_values().collect()
-}
-
-/// The error and its sources as one sentence.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// A seed for a run that is not meant to be repeated.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // The standard library seeds its hash maps from the system's generator.
-    std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish()
 }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use firesteel_base::Round;
 use firesteel_flow::JobStage;
+use firesteel_rig::models::{model, values_in};
+use firesteel_rig::wait::{alive, block_until as until};
 use firesteel_sim::{SimError, SimOutcome, Simulation};
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -26,33 +27,6 @@ fn processes() -> PathBuf {
         program.display()
     );
     program
-}
-
-fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn model(values: &[f32]) -> Vec<u8> {
-    let mut builder = HeaderBuilder::new();
-    builder.tensor("w", DType::F32, &[values.len() as u64]);
-    let (mut bytes, _) = builder.encode().unwrap();
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes
-}
-
-fn values_in(bytes: &[u8]) -> Vec<f32> {
-    let header = ModelHeader::parse(bytes, bytes.len() as u64).unwrap();
-    let data = header.bytes_of(header.get("w").unwrap(), bytes).unwrap();
-    data.chunks_exact(4)
-        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
-        .collect()
 }
 
 /// A job, a machine, and a place for both.
@@ -137,15 +111,6 @@ fn in_round(simulation: &Simulation, round: u32) {
         let status = simulation.status()?;
         (status.round == Some(Round(round)) && status.stage == JobStage::Running).then_some(())
     });
-}
-
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, Some('Z' | 'X') | None)
-    })
 }
 
 #[test]
@@ -543,6 +508,7 @@ fn an_attached_site_has_a_profile_and_no_deadline() {
         metrics: Default::default(),
         meta: String::new(),
         state_file: String::new(),
+        partial: false,
     };
     client
         .send_result(&task.key, result, &mut || Ok(()))

@@ -53,9 +53,7 @@ impl Warm {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::from(stdout))
             .stderr(Stdio::from(stderr));
-        if std::env::var_os(BIND_NOW).is_none()
-            && !config.env.contains_key(BIND_NOW)
-        {
+        if std::env::var_os(BIND_NOW).is_none() && !config.env.contains_key(BIND_NOW) {
             // Functions of shared libraries are then looked up here, once, and
             // not by every trainer at its first call of each.
             command

@@ -1,11 +1,13 @@
 //! What the tests of the supervisor and of the warm parent share.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+pub use firesteel_rig::wait::{PATIENCE, alive, gone, until, within};
 
 use firesteel_base::Failure;
 use firesteel_launch::{
@@ -13,7 +15,6 @@ use firesteel_launch::{
     TrainerEvent, TrainerHandle, TrainerSpec,
 };
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const GRACE: Duration = Duration::from_millis(300);
 
 pub fn config() -> SupervisorConfig {
@@ -136,38 +137,6 @@ pub async fn started(handle: &mut TrainerHandle) -> u32 {
             other => panic!("{other:?} instead of a start"),
         }
     }
-}
-
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("it did not happen in time")
-}
-
-/// Asks again and again until there is an answer.
-pub async fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Waits until a process is gone or a zombie.
-pub async fn gone(pid: u32) {
-    until(|| (!alive(pid)).then_some(())).await;
-}
-
-pub fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, Some('Z' | 'X') | None)
-    })
 }
 
 pub fn kill(pid: u32, signal: i32) {

@@ -1,20 +1,24 @@
 //! An agent with a real supervisor and real trainers, and a server that says what
 //! it is told to.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use firesteel_rig::models::{model, values_in};
+pub use firesteel_rig::wait::{PATIENCE, alive, until, within};
 
 use bytes::Bytes;
 use firesteel_agent::{Agent, AgentError, AgentParts, Launch, Slots};
 use firesteel_base::{Durations, Failure, SiteName};
 use firesteel_bridge::BridgeListener;
+use firesteel_carry::{Connection, Local, Once};
 use firesteel_launch::{Supervisor, SupervisorConfig};
 use firesteel_net::{Reader, Writer, pipe, split};
 use firesteel_observe::{Console, LogConfig, Logs};
 use firesteel_store::{ModelObject, Objects};
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader};
 use firesteel_wire::control::{
     Assign, Cancel, EndJob, Key, Object, StartJob, TaskState, ToServer, ToSite, Update, Welcome,
     to_server, to_site,
@@ -22,42 +26,7 @@ use firesteel_wire::control::{
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PROCESSES: &str = env!("CARGO_BIN_EXE_firesteel-processes-for-agent-tests");
-
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("it did not happen in time")
-}
-
-/// Asks again and again until there is an answer.
-pub async fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-pub fn model(values: &[f32]) -> Vec<u8> {
-    let mut builder = HeaderBuilder::new();
-    builder.tensor("w", DType::F32, &[values.len() as u64]);
-    let (mut bytes, _) = builder.encode().unwrap();
-    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes
-}
-
-pub fn values_in(bytes: &[u8]) -> Vec<f32> {
-    let header = ModelHeader::parse(bytes, bytes.len() as u64).unwrap();
-    let data = header.bytes_of(header.get("w").unwrap(), bytes).unwrap();
-    data.chunks_exact(4)
-        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
-        .collect()
-}
 
 pub fn inline(bytes: Vec<u8>) -> Object {
     Object {
@@ -177,6 +146,10 @@ impl Bench {
             slots: self.slots.clone(),
             per_task: self.per_task,
             objects: self.objects.clone(),
+            streams: None,
+            carrier: Arc::new(Local::new(self.objects.clone())),
+            instance: 0,
+            kept: None,
             outbox: self.path(&format!("outbox-{site}")),
             state_dir: self.path(&format!("state-{site}")),
             cwd: self.folder.path().to_owned(),
@@ -206,7 +179,10 @@ impl Bench {
 
     pub async fn agent_of(&self, site: &str) -> Server {
         let (near, far) = pipe(64 * 1024);
-        let agent = tokio::spawn(Agent::run(self.parts(site), near));
+        let agent = tokio::spawn(Agent::run(
+            self.parts(site),
+            Box::new(Once::new(Connection::local(near))),
+        ));
         let (reader, writer) = split(far);
         let mut server = Server {
             site: site.to_owned(),
@@ -229,6 +205,7 @@ impl Bench {
             spec: Bytes::from(self.spec().to_string()),
             seed: 7,
             resume_round: self.resume_round,
+            ..StartJob::default()
         };
         server.say(to_site::Body::StartJob(start)).await;
         server
@@ -238,15 +215,6 @@ impl Bench {
     pub async fn slot_comes_back(&self) {
         drop(within(self.slots.acquire()).await);
     }
-}
-
-pub fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, Some('Z' | 'X') | None)
-    })
 }
 
 pub fn kill(pid: u32) {

@@ -248,6 +248,7 @@ impl Trainer {
             metrics,
             meta: r#"{"NUM_STEPS_CURRENT_ROUND": 2}"#.into(),
             state_file: state.into(),
+            partial: false,
         };
         match self.client().send_result(&key, result, &mut never()) {
             Ok(Delivery::Taken) => println!("taken"),
@@ -267,6 +268,7 @@ impl Trainer {
             metrics: BTreeMap::new(),
             meta: String::new(),
             state_file: String::new(),
+            partial: false,
         };
         assert_eq!(
             self.client()

@@ -1,19 +1,22 @@
 //! A server with a run directory of its own, and sites that say what they are told to.
 
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses a part")]
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+pub use firesteel_rig::models::{model, model_of, values_in};
+pub use firesteel_rig::wait::{PATIENCE, until, within};
 
 use bytes::Bytes;
 use firesteel_base::{Durations, Failure, JobId, Round, limits};
+use firesteel_carry::{Connection, Local};
 use firesteel_flow::Status;
 use firesteel_net::{BoxStream, Reader, Writer, pipe, split};
 use firesteel_observe::{Console, LogConfig, Logs, Progress};
 use firesteel_server::{Job, JobError, JobParts, JobReport, Watch};
 use firesteel_store::{ModelObject, Objects, RunDir};
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader};
 use firesteel_wire::control::{
     Assign, FailureMessage, Hello, Key, Metric, Object, StartJob, Stopped, TaskFailed, ToServer,
     ToSite, Update, to_server, to_site,
@@ -22,26 +25,6 @@ use firesteel_wire::spec::JobSpec;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .expect("it did not happen in time")
-}
-
-/// Asks again and again until there is an answer.
-pub async fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
 
 /// A job of `sites` sites named `site-1` and so on, each of which is needed, to
 /// start at least.
@@ -54,34 +37,6 @@ pub fn job(sites: usize, rounds: u32) -> Value {
         "policy": {"quorum_start": sites},
         "trainer": {"script": "/none/client.py"},
     })
-}
-
-/// A model file with one tensor `w`.
-pub fn model_of(dtype: DType, shape: &[u64], data: &[u8]) -> Vec<u8> {
-    let mut builder = HeaderBuilder::new();
-    builder.tensor("w", dtype, shape);
-    let (mut bytes, _) = builder.encode().unwrap();
-    bytes.extend_from_slice(data);
-    bytes
-}
-
-pub fn model(values: &[f32]) -> Vec<u8> {
-    let data: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
-    model_of(DType::F32, &[values.len() as u64], &data)
-}
-
-/// The values of `w`, which are single precision.
-pub fn values_in(bytes: &[u8]) -> Vec<f32> {
-    let header = ModelHeader::parse(bytes, bytes.len() as u64).unwrap();
-    let tensor = header.get("w").unwrap();
-    assert_eq!(tensor.dtype, DType::F32);
-    let data = header.bytes_of(tensor, bytes).unwrap();
-    data.chunks_exact(4)
-        .map(|four| f32::from_le_bytes(four.try_into().unwrap()))
-        .collect()
 }
 
 /// Where runs are kept, and how long things may take.
@@ -148,10 +103,15 @@ impl Place {
         let objects = run.objects().unwrap();
         let parts = JobParts {
             id: JobId::new(&spec.name).unwrap(),
+            epoch: 1,
             seed: spec.seed.unwrap_or(1),
             spec,
             run: Arc::clone(&run),
             objects: objects.clone(),
+            carriers: {
+                let objects = objects.clone();
+                Box::new(move |_| Arc::new(Local::new(objects.clone())))
+            },
             watch: watch_parts,
             durations: self.durations,
             threads: 2,
@@ -173,7 +133,7 @@ impl Place {
 
 /// A job that is being driven.
 pub struct Server {
-    pub streams: Option<mpsc::Sender<BoxStream>>,
+    pub streams: Option<mpsc::Sender<Connection>>,
     pub abort: watch::Sender<Option<String>>,
     pub status: watch::Receiver<Option<Status>>,
     pub job: JoinHandle<Result<JobReport, JobError>>,
@@ -189,7 +149,12 @@ impl Server {
 
     pub async fn stream(&self, capacity: usize) -> BoxStream {
         let (near, far) = pipe(capacity);
-        self.streams.as_ref().unwrap().send(far).await.ok();
+        self.streams
+            .as_ref()
+            .unwrap()
+            .send(Connection::local(far))
+            .await
+            .ok();
         near
     }
 
@@ -292,6 +257,7 @@ pub fn hello(site: &str) -> Hello {
         features: Vec::new(),
         build: "test".to_owned(),
         site: site.to_owned(),
+        ..Hello::default()
     }
 }
 

@@ -1,0 +1,291 @@
+//! One stream as bytes in both directions.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use futures_util::future::poll_fn;
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::gate::Outbox;
+
+/// A stream of a connection.
+///
+/// Dropping it ends it as dropping a socket does: the peer reads what was
+/// written and then the end. Flushing waits until what was written has left.
+pub(crate) struct MuxStream {
+    /// Always there until it is dropped.
+    live: Option<Live>,
+}
+
+struct Live {
+    send: SendStream<Bytes>,
+    receive: Receive,
+    outbox: Outbox,
+    /// The rest of a block that came and was not read.
+    unread: Bytes,
+    finished: bool,
+    /// Counts the connection's streams.
+    _counted: Arc<()>,
+}
+
+enum Receive {
+    /// We opened the stream; the peer's answer is on its way.
+    Awaited(ResponseFuture),
+    Open(RecvStream),
+    Ended,
+}
+
+impl MuxStream {
+    pub fn opened(
+        send: SendStream<Bytes>,
+        answer: ResponseFuture,
+        outbox: Outbox,
+        counted: Arc<()>,
+    ) -> Self {
+        Self::of(send, Receive::Awaited(answer), outbox, counted)
+    }
+
+    pub fn taken(
+        send: SendStream<Bytes>,
+        receive: RecvStream,
+        outbox: Outbox,
+        counted: Arc<()>,
+    ) -> Self {
+        Self::of(send, Receive::Open(receive), outbox, counted)
+    }
+
+    fn of(send: SendStream<Bytes>, receive: Receive, outbox: Outbox, counted: Arc<()>) -> Self {
+        Self {
+            live: Some(Live {
+                send,
+                receive,
+                outbox,
+                unread: Bytes::new(),
+                finished: false,
+                _counted: counted,
+            }),
+        }
+    }
+
+    fn live(&mut self) -> &mut Live {
+        self.live.as_mut().expect("it is only taken when dropped")
+    }
+}
+
+impl Live {
+    /// How many of `wanted` bytes the peer lets us send and the gate takes, with
+    /// the room for them.
+    fn poll_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<io::Result<(usize, super::gate::Room)>> {
+        if self.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        loop {
+            let wanted = wanted.min(self.outbox.block);
+            self.send.reserve_capacity(wanted);
+            // The peer's window first: room that is held while the peer reads
+            // nothing would keep the other streams waiting.
+            while self.send.capacity() == 0 {
+                match ready!(self.send.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(broken(error))),
+                    None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                }
+            }
+            let size = self.send.capacity().min(wanted);
+            let room = ready!(self.outbox.poll_room(cx, size))?;
+            // While we queued the peer may have taken window back.
+            let size = self.send.capacity().min(size).min(room.bytes());
+            if size > 0 {
+                return Poll::Ready(Ok((size, room)));
+            }
+        }
+    }
+
+    fn hand_over(&mut self, block: Vec<u8>, room: super::gate::Room) -> io::Result<usize> {
+        let size = block.len();
+        let block = self.outbox.block(block, room);
+        self.send.send_data(block, false).map_err(broken)?;
+        Ok(size)
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let live = self.live();
+        loop {
+            if !live.unread.is_empty() {
+                let size = live.unread.len().min(into.remaining());
+                let (taken, _) = live.unread.split_at(size);
+                into.put_slice(taken);
+                live.unread.advance(size);
+                // Only now may the peer send as much again.
+                if let Receive::Open(receive) = &mut live.receive {
+                    receive
+                        .flow_control()
+                        .release_capacity(size)
+                        .map_err(lost)?;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match &mut live.receive {
+                Receive::Awaited(answer) => {
+                    let answer = ready!(Pin::new(answer).poll(cx));
+                    live.receive = match answer {
+                        Ok(answer) if answer.status() == http::StatusCode::OK => {
+                            Receive::Open(answer.into_body())
+                        }
+                        Ok(_) => {
+                            return Poll::Ready(Err(io::Error::new(
+                                io::ErrorKind::ConnectionRefused,
+                                "the peer takes no such stream",
+                            )));
+                        }
+                        Err(error) => match end_or_error(error) {
+                            None => Receive::Ended,
+                            Some(error) => return Poll::Ready(Err(error)),
+                        },
+                    };
+                }
+                Receive::Open(receive) => match ready!(receive.poll_data(cx)) {
+                    Some(Ok(data)) => live.unread = data,
+                    Some(Err(error)) => match end_or_error(error) {
+                        None => live.receive = Receive::Ended,
+                        Some(error) => return Poll::Ready(Err(error)),
+                    },
+                    None => live.receive = Receive::Ended,
+                },
+                Receive::Ended => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let (size, room) = ready!(self.live().poll_turn(cx, bytes.len()))?;
+        let (taken, _) = bytes.split_at(size);
+        let live = self.live();
+        let mut block = live.outbox.buffer(size);
+        block.extend_from_slice(taken);
+        Poll::Ready(live.hand_over(block, room))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let (size, room) = ready!(self.live().poll_turn(cx, wanted))?;
+        let mut block = self.live().outbox.buffer(size);
+        for slice in slices {
+            let (taken, _) = slice.split_at(slice.len().min(size - block.len()));
+            block.extend_from_slice(taken);
+        }
+        Poll::Ready(self.live().hand_over(block, room))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.live().outbox.poll_empty(cx).map(Ok)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.live().finish();
+        self.poll_flush(cx)
+    }
+}
+
+impl Live {
+    fn finish(&mut self) {
+        if !self.finished {
+            self.finished = true;
+            // A stream that is over already needs no end.
+            let _ = self.send.send_data(Bytes::new(), true);
+        }
+    }
+}
+
+impl Drop for MuxStream {
+    fn drop(&mut self) {
+        let Some(mut live) = self.live.take() else {
+            return;
+        };
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        if live.outbox.poll_empty(&mut context).is_ready() {
+            return;
+        }
+        // `h2` throws away what a dropped stream has not written yet, so it is
+        // kept until then. The peer's window is there already, so that ends soon.
+        live.finish();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                poll_fn(|cx| live.outbox.poll_empty(cx)).await;
+                // All of it lives until here.
+                drop(live);
+            });
+        }
+    }
+}
+
+/// The end of a direction, or what else became of it. A peer that has dropped
+/// its stream resets it after its last byte; that is an end, as with a socket.
+fn end_or_error(error: h2::Error) -> Option<io::Error> {
+    match error.reason() {
+        Some(Reason::CANCEL | Reason::NO_ERROR) if error.is_reset() => None,
+        _ => Some(lost(error)),
+    }
+}
+
+/// Why nothing more can be written.
+fn broken(error: h2::Error) -> io::Error {
+    match error.reason() {
+        Some(Reason::CANCEL | Reason::NO_ERROR) if error.is_reset() => {
+            io::Error::new(io::ErrorKind::BrokenPipe, "the peer has closed this stream")
+        }
+        _ => lost(error),
+    }
+}
+
+fn lost(error: h2::Error) -> io::Error {
+    if error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM) {
+        return io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            "the peer takes no more streams now",
+        );
+    }
+    if error.is_io() {
+        let kind = error.get_io().map_or(io::ErrorKind::Other, io::Error::kind);
+        return match error.into_io() {
+            Some(error) => error,
+            None => kind.into(),
+        };
+    }
+    io::Error::new(io::ErrorKind::ConnectionAborted, error)
+}

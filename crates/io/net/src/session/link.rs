@@ -1,0 +1,167 @@
+//! The session's own stream, and the pings: what keeps a session and ends it.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use firesteel_base::limits;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+
+use super::hello::{HEAD, length};
+use super::{CloseReason, Origin, Shared};
+use crate::mux::MuxStream;
+
+/// The stream, still whole.
+pub(super) struct Link(pub MuxStream);
+
+/// What travels on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum LinkMessage {
+    /// Have so many bulk connections, please; from the accepting end.
+    WantBulk(u8),
+    /// This end closes the session, for this reason.
+    Closing(String),
+}
+
+const WANT_BULK: u8 = 1;
+const CLOSING: u8 = 2;
+
+impl LinkMessage {
+    pub fn closing(why: &str) -> Self {
+        Self::Closing(why.to_owned())
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        match self {
+            Self::WantBulk(count) => body.extend([WANT_BULK, *count]),
+            Self::Closing(why) => {
+                body.push(CLOSING);
+                let room = limits::SESSION_MESSAGE - body.len();
+                body.extend(why.bytes().take(why.floor_char_boundary(room)));
+            }
+        }
+        let length = u16::try_from(body.len()).expect("a link message is at most 1 KiB long");
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.append(&mut body);
+        bytes
+    }
+
+    /// `None` for what a later version may have sent.
+    fn decode(body: &[u8]) -> Option<Self> {
+        match body.split_first()? {
+            (&WANT_BULK, rest) => rest.first().copied().map(Self::WantBulk),
+            (&CLOSING, why) => Some(Self::Closing(
+                String::from_utf8_lossy(why)
+                    .chars()
+                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .collect(),
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// Starts the tasks of a session.
+pub(super) fn start(shared: &Arc<Shared>, link: Link, messages: mpsc::Receiver<LinkMessage>) {
+    let (reading, writing) = tokio::io::split(link.0);
+    tokio::spawn(write(writing, messages));
+    tokio::spawn(read(Arc::downgrade(shared), reading));
+    tokio::spawn(beat(Arc::clone(shared)));
+    tokio::spawn(watch(Arc::clone(shared)));
+}
+
+async fn write(mut stream: WriteHalf<MuxStream>, mut messages: mpsc::Receiver<LinkMessage>) {
+    while let Some(message) = messages.recv().await {
+        let written = async {
+            stream.write_all(&message.encode()).await?;
+            stream.flush().await
+        };
+        // Whoever watches the connection says why it failed.
+        if written.await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(shared: Weak<Shared>, mut stream: ReadHalf<MuxStream>) {
+    // When it ends, so does the connection; that is watched elsewhere.
+    while let Some(message) = next(&mut stream).await {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        match message {
+            Some(LinkMessage::WantBulk(count)) => {
+                if let Origin::Dialed(_) = &shared.origin {
+                    let wanted = count.min(shared.bulk);
+                    tokio::spawn(async move {
+                        if let Origin::Dialed(dialer) = &shared.origin {
+                            dialer.have(&shared, usize::from(wanted)).await;
+                        }
+                    });
+                }
+            }
+            Some(LinkMessage::Closing(why)) => shared.over(CloseReason::Peer(why), ""),
+            None => {}
+        }
+    }
+}
+
+/// The next message, or `Some(None)` for one that we do not know.
+async fn next(stream: &mut ReadHalf<MuxStream>) -> Option<Option<LinkMessage>> {
+    let mut head = [0; HEAD];
+    stream.read_exact(&mut head).await.ok()?;
+    let mut body = vec![0; length(head).ok()?];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(LinkMessage::decode(&body))
+}
+
+/// Pings four times per `idle`; a peer that does not answer for `idle` is lost.
+/// Bulk connections that nobody has used for as long are closed, too.
+async fn beat(shared: Arc<Shared>) {
+    let idle = shared.options.durations.idle.max(Duration::from_millis(4));
+    let mut quiet = 0;
+    loop {
+        tokio::select! {
+            answer = tokio::time::timeout(idle, shared.ping()) => match answer {
+                Ok(Ok(_)) => {}
+                // The one that watches says why.
+                Ok(Err(_)) => return,
+                Err(_) => return shared.over(CloseReason::Silent(idle), ""),
+            },
+            _ = shared.closed() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(idle / 4) => {}
+            _ = shared.closed() => return,
+        }
+        quiet = shared.tidy(quiet);
+    }
+}
+
+async fn watch(shared: Arc<Shared>) {
+    let why = shared.main.ended().await;
+    shared.over(CloseReason::Lost(why.to_string()), "");
+}
+
+impl Shared {
+    /// Closes bulk connections after four quiet beats; returns how many there
+    /// were. Only the dialing end does: the other cannot make new ones.
+    fn tidy(&self, quiet: u32) -> u32 {
+        let mut bulks = super::lock(&self.bulks);
+        bulks.retain(|connection| !connection.has_ended());
+        if !matches!(self.origin, Origin::Dialed(_))
+            || bulks.is_empty()
+            || bulks.iter().any(|connection| connection.streams() > 0)
+        {
+            return 0;
+        }
+        if quiet < 3 {
+            return quiet + 1;
+        }
+        for bulk in bulks.drain(..) {
+            bulk.close();
+        }
+        0
+    }
+}
