@@ -1,8 +1,9 @@
 """Whole-path figures, beside FLARE and Flower on the same machine in one run.
 
     make bench                    everything
-    make bench ONLY=hello         one part: physical, hello, round, sites, aggregate
+    make bench ONLY=hello         one part; `benches/run.py --help` names them
     make bench BENCH_ARGS="--reps 20 --systems firesteel"
+    make bench ONLY=fedavg BENCH_ARGS="--scale 0.0625"    models a sixteenth of the size
 
 The peers are installed in environments of their own, in the cache, from
 `requirements/flare.txt` and `requirements/flower.txt`. Runs of the systems are
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import json
 import os
 import platform
@@ -33,7 +33,15 @@ HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 sys.path.insert(0, str(TREE / "scripts"))
 
+import codec  # noqa: E402
+import fedavg  # noqa: E402
 import measure  # noqa: E402
+import memory  # noqa: E402
+import receivers  # noqa: E402
+import tensors  # noqa: E402
+import transfer  # noqa: E402
+from figures import Report, environment, median_of, python_of, ratio, say, table  # noqa: E402
+from wan import wan  # noqa: E402
 
 RESULTS = TREE / "bench-results"
 
@@ -57,13 +65,15 @@ class System:
 
 
 OURS = System("firesteel", "core", "trivial/job.py", few=3, many=203)
+# Several sites' scripts one after another in a process, as Flower does it.
+REUSING = System("firesteel-reusing", "core", "trivial/job.py", ("--reuse",))
 PEERS = (
     System("flare", "flare", "peers/flare/job.py", many=9),
     System("flare-polled", "flare", "peers/flare/job.py", ("--poll", "0.02")),
     System("flare-collab", "flare", "peers/flare/collab_job.py", many=103),
     System("flower", "flower", "peers/flower/job.py"),
 )
-SYSTEMS = {system.name: system for system in (OURS, *PEERS)}
+SYSTEMS = {system.name: system for system in (OURS, REUSING, *PEERS)}
 # One interval of the wall clock that no honest run needs.
 DEADLINE_S = {"hello": 180.0, "round": 300.0, "sites": 900.0}
 
@@ -97,33 +107,6 @@ class Case:
             "failed": len(self.runs) - len(self.good()),
             "runs": [run.record() for run in self.runs],
         }
-
-
-def say(text: str) -> None:
-    """Talk goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@functools.cache
-def python_of(group: str) -> Path:
-    """The interpreter of a group's environment, made if need be."""
-    script = str(TREE / "scripts" / "env.py")
-    made = subprocess.run(
-        [sys.executable, script, group], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return Path(made.stdout.strip())
-
-
-def environment(python: Path) -> dict[str, str]:
-    """A plain environment: the same for every system, and nobody phones home."""
-    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR") if name in os.environ}
-    return {
-        **kept,
-        "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin",
-        "PYTHONPATH": str(TREE / "python"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
 
 
 def once(case: Case, system: System) -> None:
@@ -169,13 +152,6 @@ def interleave(cases: list[tuple[Case, System]], reps: int) -> list[Case]:
     return [case for case, _ in cases]
 
 
-def median_of(values: list[float]) -> float:
-    """A median that says so when there is nothing."""
-    if not values:
-        raise SystemExit("error: no run gave a figure")
-    return statistics.median(values)
-
-
 def spread(case: Case, figure: str) -> str:
     """Median and range."""
     values = sorted(float(getattr(run, figure)) for run in case.good())
@@ -186,17 +162,6 @@ def spread(case: Case, figure: str) -> str:
     if len(values) == 1:
         return middle
     return f"{middle} ({values[0]:.{digits}f}–{values[-1]:.{digits}f})"
-
-
-def ratio(theirs: float | None, ours: float | None) -> str:
-    """How many times ours fits into theirs."""
-    return f"{theirs / ours:.1f}×" if theirs and ours else "–"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def cases_table(cases: list[Case]) -> str:
@@ -234,14 +199,6 @@ def cases_table(cases: list[Case]) -> str:
 
 
 RATIOS = ("wall_s", "cpu_s", "peak_pss_mb")
-
-
-@dataclass
-class Report:
-    """What is written at the end."""
-
-    data: dict[str, Any] = field(default_factory=dict)
-    pages: list[str] = field(default_factory=list)
 
 
 def physical(report: Report, _: argparse.Namespace) -> None:
@@ -283,7 +240,7 @@ def physical(report: Report, _: argparse.Namespace) -> None:
 def hello(report: Report, options: argparse.Namespace) -> None:
     """From `python job.py` to its exit: two sites, three rounds."""
     cases = interleave(
-        [(Case("hello", system.name, 2, 3), system) for system in options.systems],
+        [(Case("hello", system.name, 2, 3), system) for system in options.systems if system is not REUSING],
         options.reps or 5,
     )
     report.data["hello"] = [case.record() for case in cases]
@@ -296,6 +253,7 @@ def per_round(report: Report, options: argparse.Namespace) -> None:
         [
             (Case("round", system.name, 2, rounds), system)
             for system in options.systems
+            if system is not REUSING
             for rounds in (system.few, system.many)
         ],
         options.reps or 3,
@@ -331,7 +289,7 @@ def per_round(report: Report, options: argparse.Namespace) -> None:
 
 def sites(report: Report, options: argparse.Namespace) -> None:
     """A hundred and a thousand sites, three rounds; FLARE cannot (see its issues)."""
-    systems = [s for s in options.systems if s.name in (OURS.name, "flower")]
+    systems = [s for s in options.systems if s.name in (OURS.name, REUSING.name, "flower")]
     sizes = (100, 1000)
     cases = interleave(
         [(Case("sites", system.name, size, 3), system) for system in systems for size in sizes],
@@ -372,6 +330,13 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "round": per_round,
     "sites": sites,
     "aggregate": aggregate,
+    "transfer": transfer.part,
+    "fedavg": fedavg.part,
+    "memory": memory.part,
+    "tensors": tensors.part,
+    "receivers": receivers.part,
+    "codec": codec.part,
+    "wan": wan,
 }
 
 
@@ -428,6 +393,10 @@ def main() -> None:
     parser.add_argument(
         "--systems", help=f"comma-separated, of: {', '.join(SYSTEMS)}", default=",".join(SYSTEMS)
     )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of the large models, 0.0625 for a quick look (1)"
+    )
+    parser.add_argument("--folder", type=Path, help="where large files are made (the temporary one)")
     options = parser.parse_args()
     chosen = options.systems.split(",")
     for name in chosen:

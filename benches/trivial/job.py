@@ -11,6 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--reuse", action="store_true", help="processes serve several sites")
     options = parser.parse_args()
 
     recipe = FedAvgRecipe(
@@ -22,7 +23,7 @@ def main() -> None:
         train_script=os.path.join(os.path.dirname(os.path.abspath(__file__)), "client.py"),
         key_metric="mean",
     )
-    run = recipe.execute(SimEnv(num_clients=options.sites))
+    run = recipe.execute(SimEnv(num_clients=options.sites, reuse_processes=options.reuse))
     print("first weight:", float(run.model()["weights"].ravel()[0]))
 
 
