@@ -1,7 +1,8 @@
 """Firesteel: many sites train one model together, and no site's data leaves it.
 
 `firesteel.client` goes into the training script, `firesteel.recipe` builds and
-runs a job, `firesteel.data` deals data out to simulated sites.
+runs a job, `firesteel.data` deals data out to simulated sites, and
+`firesteel.stream` moves what is too large for memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from firesteel.errors import (
     ModelError,
     SpecError,
     StoreError,
+    StreamError,
     TreeError,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "ModelError",
     "SpecError",
     "StoreError",
+    "StreamError",
     "TreeError",
     "__version__",
     "load_model",

@@ -120,7 +120,11 @@ def _save_safetensors(name: str, params: Any) -> None:
 
     packed = _tree.pack(params)
     _native.write_model(
-        os.path.abspath(name), packed.tensors, tree=packed.tree, aliases=packed.aliases or None
+        os.path.abspath(name),
+        packed.tensors,
+        tree=packed.tree,
+        aliases=packed.aliases or None,
+        metadata=packed.kinds(),
     )
 
 

@@ -4,13 +4,17 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias, final
 
+# Whatever has the buffer protocol; a function may also make an iterator of those.
 _Buffer: TypeAlias = Any
 _Tensor: TypeAlias = tuple[str, str, tuple[int, ...], _Buffer | Callable[[], _Buffer]]
 
 __all__ = [
     "Bridge",
+    "ItemsWriter",
     "ModelFile",
     "Simulation",
+    "StreamFile",
+    "StreamLink",
     "Task",
     "__version__",
     "validate_job",
@@ -42,6 +46,7 @@ def write_model(
     tree: str | None = None,
     aliases: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
+    partial: bool = False,
 ) -> bytes | int: ...
 def validate_job(spec_json: str) -> None: ...
 
@@ -78,11 +83,63 @@ class Bridge:
         metrics: dict[str, float],
         meta: str,
         state_file: str | None = None,
+        partial: bool = False,
     ) -> bool: ...
     def log(self, level: int, logger: str, message: str) -> None: ...
     def metric(self, event: str) -> None: ...
     def failed(self, code: str, phase: str, message: str, traceback: str) -> None: ...
     def close(self) -> None: ...
+
+@final
+class StreamLink:
+    @staticmethod
+    def connect(socket: str, token: str, rank: int) -> StreamLink: ...
+    def offer(
+        self,
+        path: str,
+        kind: str,
+        *,
+        name: str = "",
+        to: list[str] = ...,
+        times: int = 0,
+        owned: bool = False,
+    ) -> tuple[str, int]: ...
+    def withdraw(self, id: str) -> None: ...
+    def fetch(
+        self, site: str, *, id: str = "", name: str = "", wait: float = 0.0
+    ) -> StreamFile: ...
+    def close(self) -> None: ...
+
+@final
+class StreamFile:
+    @staticmethod
+    def open(path: str, kind: str) -> StreamFile: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    def read(self, offset: int, size: int) -> bytes: ...
+    def model(self, offset: int, length: int) -> ModelFile: ...
+    def save(self, path: str) -> None: ...
+
+@final
+class ItemsWriter:
+    def __new__(cls, path: str) -> ItemsWriter: ...
+    def add_model(
+        self,
+        tensors: list[_Tensor],
+        *,
+        tree: str | None = None,
+        aliases: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None: ...
+    def add_bytes(self, data: _Buffer) -> None: ...
+    def finish(self) -> int: ...
+    def discard(self) -> None: ...
 
 @final
 class Simulation:

@@ -20,13 +20,19 @@ import numpy as np
 from firesteel.errors import TreeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from firesteel._native import ModelFile
 
-    # What `_native.write_model` reads: a buffer, or what makes one on demand.
+    # What `_native.write_model` reads: a buffer, or what makes one, or several
+    # after another, on demand.
     Source = Any
     Tensor = tuple[str, str, tuple[int, ...], Source]
+
+# In a model's metadata: the names of the tensors that came from torch, or `*`.
+TORCH = "firesteel.torch"
+# Frameworks whose arrays are sent as NumPy arrays, by their modules' roots.
+_FOREIGN = ("keras", "tensorflow", "jax", "jaxlib")
 
 # The same numbers as crates/base/base/src/limits.rs.
 DEPTH = 64
@@ -106,13 +112,16 @@ class Packed:
         self.values = values
         self.nbytes = nbytes
 
-    def torch_names(self) -> list[str]:
-        """Names of the tensors that came from torch."""
+    def kinds(self) -> dict[str, str] | None:
+        """Metadata that say which tensors came from torch; None when none did."""
         torch = sys.modules.get("torch")
         if torch is None:
-            return []
+            return None
         kind = torch.Tensor
-        return [name for name, value in self.values.items() if isinstance(value, kind)]
+        names = [name for name, value in self.values.items() if isinstance(value, kind)]
+        if not names:
+            return None
+        return {TORCH: json.dumps(names if len(names) < len(self.values) else ["*"])}
 
 
 class _Packer:
@@ -181,6 +190,8 @@ class _Packer:
             return {"t": self.array(value, steps)}
         if self.torch is not None and isinstance(value, self.torch.Tensor):
             return {"t": self.torch_tensor(value, steps)}
+        if _is_foreign(value):
+            return {"t": self.foreign(value, steps)}
         return self.scalar(value, steps)
 
     def dict_node(self, value: dict[Any, Any], steps: tuple[str | int, ...]) -> dict[str, Any]:
@@ -307,6 +318,40 @@ class _Packer:
         self.add(name, dtype, shape, size, torch_source(tensor))
         return name
 
+    def foreign(self, value: Any, steps: tuple[str | int, ...]) -> str:
+        """A variable or array of Keras, TensorFlow or JAX."""
+        inner = getattr(value, "value", None)
+        if self.torch is not None and isinstance(inner, self.torch.Tensor):
+            # A Keras variable whose backend is torch.
+            return self.torch_tensor(inner, steps)
+        try:
+            # TensorFlow's dtypes have a name, Keras' are one.
+            named = np.dtype(str(getattr(value.dtype, "name", value.dtype)))
+        except TypeError:
+            named = None
+        if named is None:
+            # NumPy knows bfloat16 and the like once `ml_dtypes` is imported, which
+            # these frameworks do: what it does not know now is nothing to send.
+            raise self.refuse(
+                steps,
+                f"a {_kind(value)} of dtype {value.dtype} cannot be sent",
+                "convert it first: `numpy.asarray(value)`",
+            )
+        dtype = self.numpy_dtype(named, steps)
+        shape = tuple(map(int, value.shape))
+        key = (id(value),) if self.ties else None
+        tied = self.tie(key, steps)
+        if tied is not None:
+            return tied
+        name = self.own(key, steps, value)
+        size = math.prod(shape)
+
+        def brought() -> Iterator[Any]:
+            return buffers(numpy_source(np.asarray(value)))
+
+        self.add(name, dtype, shape, size, brought)
+        return name
+
     def tie(self, key: Any, steps: tuple[str | int, ...]) -> str | None:
         owner = self.owners.get(key) if key is not None else None
         if owner is None:
@@ -328,6 +373,42 @@ class _Packer:
         self.count_text((), len(name))
         self.nbytes += size * ITEM_BYTES[dtype]
         self.tensors.append((name, dtype, tuple(map(int, shape)), source))
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether it is an array of another framework that NumPy can read."""
+    root = type(value).__module__.partition(".")[0]
+    return root in _FOREIGN and hasattr(value, "__array__") and hasattr(value, "dtype")
+
+
+def is_leaf_array(value: Any) -> bool:
+    """Whether it is one array, of whatever framework."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return True
+    return isinstance(value, np.ndarray) or _is_foreign(value)
+
+
+def plain(params: Any) -> Any:
+    """The params themselves; of a Keras model its weights, layer by layer."""
+    if isinstance(params, (dict, list, tuple)):
+        return params
+    if callable(getattr(params, "get_weights", None)) and hasattr(params, "layers"):
+        return layer_weights(params)
+    return params
+
+
+def layer_weights(model: Any) -> dict[str, list[Any]]:
+    """A Keras model's weights as FLARE's scripts exchange them: layer to arrays."""
+    return {layer.name: list(layer.get_weights()) for layer in model.layers}
+
+
+def torch_names(file: ModelFile) -> list[str]:
+    """The tensors of a file that came from torch, where its writer noted them."""
+    names = json.loads(file.metadata().get(TORCH, "[]"))
+    if names == ["*"]:
+        return [entry[0] for entry in file.tensors()]
+    return [name for name in names if isinstance(name, str)]
 
 
 def pack(params: Any, *, root: str = "params", ties: bool = True) -> Packed:
@@ -368,14 +449,30 @@ def _is_flat(packer: _Packer, node: dict[str, Any]) -> bool:
     return len(node["d"]) == len(packer.tensors)
 
 
+# Bytes of a tensor that are copied at a time, when it cannot be written as it lies.
+WINDOW = 4 << 20
+
+
 def numpy_source(array: np.ndarray[Any, Any]) -> Source:
-    """The array's bytes, little-endian and C-contiguous: itself, or made on demand."""
+    """The array's bytes, little-endian and C-contiguous: itself, or made on demand.
+
+    What is made on demand comes in windows, each valid until the next is asked for.
+    """
     native = array.dtype.byteorder in "=|<" if sys.byteorder == "little" else False
     if array.flags.c_contiguous and native:
         return _bytes_of(array)
-    # A copy of one tensor at a time: `write_model` calls this when it is its turn.
+    # A copy of one window at a time: `write_model` calls this when it is its turn.
     order = array.dtype if native else array.dtype.newbyteorder("<")
-    return lambda: _bytes_of(np.ascontiguousarray(array, dtype=order))
+
+    def windows() -> Iterator[Any]:
+        limit = max(1, WINDOW // array.itemsize)
+        stage = np.empty(min(limit, array.size), order)
+        for part in parts(array, limit):
+            copied = stage[: part.size]
+            np.copyto(copied.reshape(part.shape), part)
+            yield _bytes_of(copied)
+
+    return windows
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -384,19 +481,57 @@ def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def torch_source(tensor: Any) -> Source:
     """The same for a torch tensor; one on a GPU comes over when it is its turn."""
+    tensor = tensor.detach()
     if tensor.device.type == "cpu" and tensor.is_contiguous() and not _is_lazy(tensor):
-        return _torch_bytes(tensor)
-    return lambda: _torch_bytes(tensor)
+        return torch_bytes(tensor)
+
+    def windows() -> Iterator[Any]:
+        torch: Any = sys.modules["torch"]
+        limit = max(1, WINDOW // tensor.element_size())
+        stage = torch.empty(min(limit, tensor.numel()), dtype=tensor.dtype)
+        for part in parts(tensor, limit):
+            copied = stage[: part.numel()]
+            copied.view(part.shape).copy_(part)
+            yield torch_bytes(copied)
+
+    return windows
+
+
+def parts(array: Any, limit: int) -> Iterator[Any]:
+    """An array's elements in row-major order, cut along its first dimensions into
+    slices of at most `limit` elements; NumPy's or torch's."""
+    size = math.prod(array.shape)
+    if size <= limit:
+        if size:
+            yield array
+        return
+    row = size // array.shape[0]
+    if row <= limit:
+        step = limit // row
+        for at in range(0, array.shape[0], step):
+            yield array[at : at + step]
+    else:
+        for at in range(array.shape[0]):
+            yield from parts(array[at], limit)
+
+
+def buffers(source: Source) -> Iterator[Any]:
+    """The bytes of a source, from first to last, in as many buffers as it has."""
+    made = source() if callable(source) else source
+    if hasattr(made, "__next__"):
+        yield from made
+    else:
+        yield made
 
 
 def _is_lazy(tensor: Any) -> bool:
     return bool(tensor.is_conj() or tensor.is_neg())
 
 
-def _torch_bytes(tensor: Any) -> np.ndarray[Any, Any]:
+def torch_bytes(tensor: Any) -> np.ndarray[Any, Any]:
+    """The bytes of a contiguous tensor in main memory."""
     torch: Any = sys.modules["torch"]
-    plain = tensor.detach().resolve_neg().to("cpu").contiguous().reshape(-1)
-    array: np.ndarray[Any, Any] = plain.view(torch.uint8).numpy()
+    array: np.ndarray[Any, Any] = tensor.reshape(-1).view(torch.uint8).numpy()
     return array
 
 

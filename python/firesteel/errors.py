@@ -22,6 +22,7 @@ __all__ = [
     "ModelError",
     "SpecError",
     "StoreError",
+    "StreamError",
     "TreeError",
 ]
 
@@ -94,6 +95,14 @@ class ClientError(Error, RuntimeError):
 
 class StoreError(Error, OSError):
     """A file or directory that cannot be read or written."""
+
+
+class StreamError(Error, RuntimeError):
+    """Something that cannot be offered, or not be fetched.
+
+    `code` says which: `not-offered`, `bad-name`, `no-file`, `changed`,
+    `bad-offer`, `too-many`, `unreachable`, `malformed` or `misuse`.
+    """
 
 
 class JobFailed(Error):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).resolve().parent
 PYTHON = HERE.parent
@@ -57,6 +59,38 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(firesteel, "_native", fake_native, raising=False)
     fake_native.Bridge.script = []
     fake_native.Bridge.hello = {}
+    fake_native.StreamLink.offers = {}
+    fake_native.StreamLink.open_links = []
     fake_native.Simulation.started = []
     fake_native.Simulation.outcome = {}
     yield fake_native
+
+
+@pytest.fixture
+def start(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Starts a job of some tasks; returns the bridge."""
+    import firesteel.client as flare
+
+    monkeypatch.setenv("FIRESTEEL_BRIDGE", "/nowhere.sock")
+    monkeypatch.setenv("FIRESTEEL_TOKEN", "secret")
+    monkeypatch.setattr(flare, "_current", None)
+    monkeypatch.setattr(sys, "argv", ["/x/client.py"])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+
+    def begin(tasks: Any = 2, params: Any = None, rank: int = 0, **hello: Any) -> Any:
+        if isinstance(tasks, int):
+            given = {"w": np.zeros(3, np.float32)} if params is None else params
+            tasks = [fake.Task(fake.model_file(given), round=n) for n in range(tasks)]
+        fake.Bridge.script = tasks
+        fake.Bridge.hello = {"outbox": str(tmp_path), **hello}
+        flare.init(rank=rank)
+        return fake.Bridge.last
+
+    yield begin
+    root.handlers[:], root.level = before
+    if flare._current is not None:
+        flare.shutdown()

@@ -62,11 +62,13 @@ def write_model(
     tree: str | None = None,
     aliases: dict[str, str] | None = None,
     metadata: dict[str, str] | None = None,
+    partial: bool = False,
 ) -> bytes | int:
     order = sorted(tensors, key=lambda t: -_ITEM[t[1]])
     parts, at, entries = [], 0, {}
     for name, dtype, shape, source in order:
-        data = bytes(source() if callable(source) else source)
+        made = source() if callable(source) else source
+        data = b"".join(map(bytes, made)) if hasattr(made, "__next__") else bytes(made)
         size = _ITEM[dtype]
         for n in shape:
             size *= n
@@ -79,6 +81,8 @@ def write_model(
         known["firesteel.tree"] = tree
     if aliases:
         known["firesteel.aliases"] = json.dumps(aliases)
+    if partial:
+        known["firesteel.partial"] = "1"
     header = json.dumps({**({"__metadata__": known} if known else {}), **entries}).encode()
     header += b" " * (-(len(header) + 8) % 64)
     whole = len(header).to_bytes(8, "little") + header + b"".join(parts)
@@ -89,6 +93,16 @@ def write_model(
     os.chmod(path + ".new", 0o400)
     os.rename(path + ".new", path)
     return len(whole)
+
+
+def model_file(params: Any) -> ModelFile:
+    """Params as the model that a task brings; not part of what is stood in for."""
+    from firesteel import _tree
+
+    packed = _tree.pack(params)
+    data = write_model(None, packed.tensors, tree=packed.tree, aliases=packed.aliases or None)
+    assert isinstance(data, bytes)
+    return ModelFile.from_bytes(data)
 
 
 def validate_job(spec_json: str) -> None:
@@ -154,10 +168,12 @@ class Bridge:
         metrics: dict[str, float],
         meta: str,
         state_file: str | None,
+        partial: bool = False,
     ) -> bool:
         self.sent.append({
             "task": task, "model": model, "file": file, "params_type": params_type,
             "metrics": metrics, "meta": json.loads(meta), "state_file": state_file,
+            "partial": partial,
         })  # fmt: skip
         return True
 
@@ -172,6 +188,115 @@ class Bridge:
 
     def close(self) -> None:
         self.closed = True
+
+
+class StreamFile:
+    """An open file, and what it was offered as."""
+
+    def __init__(self, path: str, kind: str, id: str = "", name: str = "") -> None:
+        self.path, self.kind, self.id, self.name = path, kind, id, name
+        with open(path, "rb") as file:
+            self.data = file.read()
+        self.length = len(self.data)
+
+    @staticmethod
+    def open(path: str, kind: str) -> StreamFile:
+        return StreamFile(path, kind)
+
+    def read(self, offset: int, size: int) -> bytes:
+        if offset + size > self.length:
+            raise OSError(f"{size} bytes from {offset} are not in it")
+        return self.data[offset : offset + size]
+
+    def model(self, offset: int, length: int) -> ModelFile:
+        return ModelFile(self.data[offset : offset + length])
+
+    def save(self, path: str) -> None:
+        with open(path, "wb") as file:
+            file.write(self.data)
+
+
+class StreamLink:
+    """An agent that keeps the offers of one process."""
+
+    offers: dict[str, StreamFile] = {}
+    open_links: list[StreamLink] = []
+
+    @staticmethod
+    def connect(socket: str, token: str, rank: int) -> StreamLink:
+        link = StreamLink()
+        StreamLink.open_links.append(link)
+        return link
+
+    def offer(
+        self,
+        path: str,
+        kind: str,
+        *,
+        name: str = "",
+        to: list[str] = [],  # noqa: B006
+        times: int = 0,
+        owned: bool = False,
+    ) -> tuple[str, int]:
+        id = f"{len(StreamLink.offers):032x}"
+        if kind == "folder":
+            return id, 0
+        file = StreamLink.offers[id] = StreamFile(path, kind, id, name)
+        return id, file.length
+
+    def withdraw(self, id: str) -> None:
+        StreamLink.offers.pop(id, None)
+
+    def fetch(
+        self, site: str, *, id: str = "", name: str = "", wait: float = 0.0
+    ) -> StreamFile:
+        for known, file in StreamLink.offers.items():
+            if known == id or (name and file.name == name):
+                return file
+        from firesteel.errors import ClientError
+
+        raise ClientError(f"site {site} offers nothing of that kind", code="not-offered")
+
+    def close(self) -> None:
+        StreamLink.open_links.remove(self)
+
+
+class ItemsWriter:
+    """Writes the layout of docs/specs/stream.md."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.data = bytearray(b"firesteel-items\n" + (1).to_bytes(4, "little") + bytes(44))
+        self.count = 0
+
+    def _add(self, kind: int, data: bytes) -> None:
+        self.data += len(data).to_bytes(8, "little") + bytes([kind]) + bytes(55)
+        self.data += data + bytes(-len(data) % 64)
+        self.count += 1
+
+    def add_model(
+        self,
+        tensors: list[tuple[str, str, tuple[int, ...], Any]],
+        *,
+        tree: str | None = None,
+        aliases: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        data = write_model(None, tensors, tree=tree, aliases=aliases, metadata=metadata)
+        assert isinstance(data, bytes)
+        self._add(1, data)
+
+    def add_bytes(self, data: Any) -> None:
+        self._add(2, bytes(data))
+
+    def finish(self) -> int:
+        self.data += self.count.to_bytes(8, "little") + bytes([255]) + bytes(55)
+        with open(self.path, "wb") as file:
+            file.write(self.data)
+        return len(self.data)
+
+    def discard(self) -> None:
+        self.data.clear()
 
 
 class Simulation:

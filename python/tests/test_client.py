@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import random
 import subprocess
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,53 +17,17 @@ import pytest
 
 import firesteel.client as flare
 from firesteel import _tree
-from firesteel.client import _context as context
+from firesteel.client import _memory as memory
 from firesteel.errors import ClientError, TreeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-
-def model_file(native: Any, params: Any) -> Any:
-    packed = _tree.pack(params)
-    return native.ModelFile.from_bytes(
-        native.write_model(None, packed.tensors, tree=packed.tree, aliases=packed.aliases or None)
-    )
 
 
 def sent_params(native: Any, entry: dict[str, Any], outbox: str = "") -> Any:
     if entry["model"] is not None:
         return _tree.unpack(native.ModelFile.from_bytes(entry["model"]))
     return _tree.unpack(native.ModelFile.open(os.path.join(outbox, entry["file"])))
-
-
-@pytest.fixture
-def start(
-    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Any]]:
-    """Starts a job of some tasks; returns the bridge."""
-    monkeypatch.setenv("FIRESTEEL_BRIDGE", "/nowhere.sock")
-    monkeypatch.setenv("FIRESTEEL_TOKEN", "secret")
-    monkeypatch.setattr(flare, "_current", None)
-    monkeypatch.setattr(sys, "argv", ["/x/client.py"])
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    root = logging.getLogger()
-    before = (list(root.handlers), root.level)
-
-    def begin(tasks: Any = 2, params: Any = None, rank: int = 0, **hello: Any) -> Any:
-        if isinstance(tasks, int):
-            given = {"w": np.zeros(3, np.float32)} if params is None else params
-            tasks = [fake.Task(model_file(fake, given), round=n) for n in range(tasks)]
-        fake.Bridge.script = tasks
-        fake.Bridge.hello = {"outbox": str(tmp_path), **hello}
-        flare.init(rank=rank)
-        return fake.Bridge.last
-
-    yield begin
-    root.handlers[:], root.level = before
-    if flare._current is not None:
-        flare.shutdown()
 
 
 def test_the_loop_of_a_training_script(fake: Any, start: Any) -> None:
@@ -297,7 +263,7 @@ def test_other_ranks_follow_rank_0(
     monkeypatch.setattr(_ranks, "store", lambda: shared)
     large = {"w": np.zeros(20_000)}
     models = [large, {"w": np.ones(1)}]
-    tasks = [fake.Task(model_file(fake, p), round=n) for n, p in enumerate(models)]
+    tasks = [fake.Task(fake.model_file(p), round=n) for n, p in enumerate(models)]
     bridge = start(tasks)
     zero = flare._current
     one = flare.APIContext(1)
@@ -318,7 +284,7 @@ def test_other_ranks_follow_rank_0(
 
 
 def test_evaluate_and_submit_model_tasks(fake: Any, start: Any) -> None:
-    file = model_file(fake, {"w": np.ones(2)})
+    file = fake.model_file({"w": np.ones(2)})
     bridge = start([fake.Task(file, "validate"), fake.Task(None, "submit_model")])
     assert flare.is_evaluate()
     flare.receive()
@@ -527,12 +493,56 @@ def test_memory_is_given_back_every_so_many_rounds(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed: list[int] = []
-    monkeypatch.setattr(context, "_trim_heap", lambda: trimmed.append(1))
-    start(5, gc_rounds=2)
+    monkeypatch.setattr(memory, "trim_heap", lambda: trimmed.append(1))
+    bridge = start(5, gc_rounds=2)
     while flare.is_running():
         flare.receive()
         flare.send(answer())
     assert len(trimmed) == 2
+    # What it cost is told.
+    told = [text for level, name, text in bridge.logs if name == "firesteel.memory"]
+    assert len(told) == 2 and all("memory given back in" in text for text in told)
+
+
+def test_memory_is_given_back_when_that_costs_one_percent_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    trimmed: list[float] = []
+
+    def trim() -> None:
+        trimmed.append(clock[0])
+        clock[0] += 0.2
+
+    monkeypatch.setattr(memory.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(memory.gc, "collect", lambda: None)
+    monkeypatch.setattr(memory, "trim_heap", trim)
+    keeper = memory.Housekeeper(every=0, empty_cuda=False)
+    for _ in range(1000):
+        clock[0] += 1.0
+        keeper.after_round()
+    # The first after five rounds, for what it was thought to cost; then every 21st.
+    assert trimmed[0] == 5.0 and 45 <= len(trimmed) <= 50
+    assert keeper.cost_s <= 0.0101 * clock[0]
+
+
+def test_the_heap_is_trimmed_where_the_allocator_can() -> None:
+    glibc = "glibc" in platform.libc_ver()
+    assert memory.trim_heap() in (("glibc", "jemalloc") if glibc else ("", "jemalloc"))
+
+
+def test_nothing_of_a_round_is_held_after_send(
+    start: Any, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    start(2, gc_rounds=1)
+    model = flare.receive()
+    assert model is not None
+    # bytearrays have no weak references; an array over one keeps a view of it.
+    seen = weakref.ref(model.params["w"])
+    monkeypatch.setattr(memory, "trim_heap", lambda: held.append(seen() is not None))
+    flare.send(flare.FLModel(params=model.params))
+    assert held == [False]
 
 
 @pytest.mark.parametrize("module", ["firesteel", "firesteel.client", "firesteel.recipe"])

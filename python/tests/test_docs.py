@@ -21,7 +21,7 @@ import pytest
 import firesteel
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
-PAGES = ["quickstart", "client-api", "simulation", "when-it-fails"]
+PAGES = ["quickstart", "client-api", "simulation", "filters", "when-it-fails"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"^# (\w+\.py)\n")
 

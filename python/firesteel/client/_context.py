@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -11,16 +12,18 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from firesteel import _tree
-from firesteel.client import _difference, _logs, _ranks, _state
+from firesteel.client import _changes, _difference, _filters, _logs, _ranks, _state
 from firesteel.client._model import AnalyticsDataType, FLModel, ParamsType
 from firesteel.errors import ClientError, Error
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from firesteel._native import Bridge, ModelFile, Task
+    from firesteel._native import Bridge, ModelFile, StreamLink, Task
     from firesteel.client._logs import Forwarder
+    from firesteel.client._memory import Housekeeper
     from firesteel.client._ranks import FollowedTask, Follower, Publisher
+    from firesteel.filters import Filter
 
 # Set by whatever starts a trainer.
 SOCKET = "FIRESTEEL_BRIDGE"
@@ -53,6 +56,11 @@ class APIContext:
         self._task: Task | FollowedTask | None = None
         self._received: FLModel | None = None
         self._pristine: ModelFile | None = None
+        # Of `firesteel.stream`: connections that wait for their next use.
+        self._links: list[StreamLink] = []
+        self._links_of = 0
+        self._housekeeper: Housekeeper | None = None
+        self._filters: dict[str, list[Filter]] = {}
         self._state: dict[str, Any] | None = None
         self._metrics: dict[str, Any] | None = None
         self._forwarder: Forwarder | None = None
@@ -131,6 +139,9 @@ class APIContext:
             self._bridge.close()
         if self._publisher is not None:
             self._publisher.clean(0)
+        if self._links_of == os.getpid():
+            while self._links:
+                self._links.pop().close()
         self._bridge = self._follower = self._publisher = None
 
     # -- tasks ---------------------------------------------------------------
@@ -184,22 +195,61 @@ class APIContext:
             if diff and task.name == TRAIN and self.rank == 0:
                 # A second mapping, which the script's changes do not reach.
                 self._pristine = task.model.reopen()
-            params = _tree.unpack(task.model, self._array_kind())
+            params = _tree.rebuild(self._arrays(task.model))
         elif task.name == TRAIN:
             params = {}
         meta = json.loads(task.meta or "{}")
         meta.setdefault("JOB_ID", self.welcome.get("job_id"))
         meta.setdefault("SITE_NAME", self.welcome.get("site"))
-        return FLModel(
+        model = FLModel(
             params=params,
             start_round=task.start_round,
             current_round=task.round,
             total_rounds=task.total_rounds,
             meta=meta,
         )
+        return self._filtered("task_data", model, task)
 
-    def _array_kind(self) -> str:
-        return "torch" if self.welcome.get("exchange_format") == "pytorch" else "numpy"
+    def _filtered(
+        self, direction: str, model: FLModel, task: Task | FollowedTask
+    ) -> FLModel:
+        """The model behind the user's own filters."""
+        described = (self.welcome.get("filters") or {}).get(direction)
+        if not described or model.params is None:
+            return model
+        from firesteel.filters import FilterContext
+
+        if direction not in self._filters:
+            self._filters[direction] = _filters.load(described)
+        if direction == "result" and self._sends_difference(model):
+            # What a filter sees is what is sent.
+            packed = _difference.between(
+                _tree.plain(model.params), self._arrays(cast("ModelFile", self._pristine))
+            )
+            model = copy.copy(model)
+            model.params = _filters.unpacked(packed, self.welcome.get("exchange_format"))
+            model.params_type = ParamsType.DIFF
+        context = FilterContext(
+            direction,
+            str(self.welcome.get("site")),
+            str(self.welcome.get("job_id")),
+            task.round,
+            task.total_rounds,
+        )
+        return _filters.run(self._filters[direction], model, context)
+
+    def _sends_difference(self, model: FLModel) -> bool:
+        wanted = self._welcome.get("params_transfer_type", "FULL")
+        full = _checked_kind(model.params_type) is ParamsType.FULL
+        return full and wanted == "DIFF" and self._pristine is not None
+
+    def _arrays(self, file: ModelFile) -> _tree.Arrays:
+        """A model's tensors in the form that the script exchanges."""
+        exchange = self.welcome.get("exchange_format")
+        if exchange == "pytorch":
+            return _tree.Arrays(file, "torch")
+        # As they were made: raw has no form of its own.
+        return _tree.Arrays(file, "numpy", _tree.torch_names(file) if exchange == "raw" else None)
 
     def send(self, model: FLModel, clear_cache: bool = True) -> None:
         self._sending = True
@@ -244,14 +294,17 @@ class APIContext:
                 code="misuse",
             )
         bridge = self.bridge
+        given, model = model, self._filtered("result", model, task)
         metrics = _numbers(model.metrics or self._metrics or {})
         meta = _meta_json(model.meta)
         stem = f"{task.round}-{task.attempt}-{self._sent}"
         data: bytes | None = None
         file: str | None = None
         kind: ParamsType | None = None
+        partial = False
         if model.params is not None:
             data, file, kind = self._write(model, stem)
+            partial = bool(model.partial)
         state_file = self._save_state(stem)
         bridge.send(
             cast("Task", task),
@@ -261,29 +314,45 @@ class APIContext:
             metrics=metrics,
             meta=meta,
             state_file=state_file,
+            partial=partial,
         )
         self._sent += 1
         self._drop_task()
         if clear_cache:
-            model.params = model.optimizer_params = None
-            received.params = None
-        self._collect_garbage(task)
+            given.params = given.optimizer_params = None
+            model.params = received.params = None
+        # Before the heap is trimmed, so that the model's mapping goes, too.
+        was_training = task.name == TRAIN
+        del task, received
+        if was_training:
+            self._tidy()
 
     def _write(self, model: FLModel, stem: str) -> tuple[bytes | None, str | None, ParamsType]:
         """The result as bytes, or as the name of a file in the outbox."""
         from firesteel import _native
 
         kind = _checked_kind(model.params_type)
-        wanted = self._welcome.get("params_transfer_type", "FULL")
-        if kind is ParamsType.FULL and wanted == "DIFF" and self._pristine is not None:
-            packed = _difference.between(model.params, _tree.Arrays(self._pristine, self._array_kind()))
+        params = _tree.plain(model.params)
+        received = self._task.model if self._task is not None else None
+        if self._pristine is not None and self._sends_difference(model):
+            packed = _difference.between(params, self._arrays(self._pristine))
             kind = ParamsType.DIFF
         else:
-            packed = _tree.pack(model.params)
+            packed = _tree.pack(params)
+        if model.partial:
+            packed = _changes.checked(packed, received)
+        if model.partial == "auto" and kind is ParamsType.FULL:
+            packed = _changes.changed(packed, received)
+        raw = self._welcome.get("exchange_format") == "raw"
 
         def written(path: str | None) -> bytes | int:
             return _native.write_model(
-                path, packed.tensors, tree=packed.tree, aliases=packed.aliases or None
+                path,
+                packed.tensors,
+                tree=packed.tree,
+                aliases=packed.aliases or None,
+                metadata=packed.kinds() if raw else None,
+                partial=bool(model.partial),
             )
 
         if packed.nbytes < INLINE:
@@ -375,21 +444,16 @@ class APIContext:
         own = f"/{self.rank}" if self.rank else ""
         seed_generators(f"{seed}/{self.welcome.get('site')}/{when}{own}")
 
-    def _collect_garbage(self, task: Task | FollowedTask) -> None:
-        every = int(self._welcome.get("gc_rounds") or 0)
-        if every <= 0 or task.name != TRAIN:
-            return
-        self._rounds_done += 1
-        if self._rounds_done % every:
-            return
-        import gc
+    def _tidy(self) -> None:
+        """Gives memory back after a round; `_memory` says when."""
+        if self._housekeeper is None:
+            from firesteel.client._memory import Housekeeper
 
-        gc.collect()
-        _trim_heap()
-        if self._welcome.get("cuda_empty_cache"):
-            torch = sys.modules.get("torch")
-            if torch is not None and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            self._housekeeper = Housekeeper(
+                every=int(self._welcome.get("gc_rounds") or 0),
+                empty_cuda=bool(self._welcome.get("cuda_empty_cache")),
+            )
+        self._housekeeper.after_round()
 
     def report_crash(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -579,13 +643,3 @@ def _users(trace: TracebackType | None) -> TracebackType | None:
         at = at.tb_next
     return trace
 
-
-def _trim_heap() -> None:
-    """Gives free heap pages back to the system, where the C library can."""
-    import ctypes
-
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):
-        return
-    trim(0)

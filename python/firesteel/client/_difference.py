@@ -11,6 +11,8 @@ from firesteel import _tree
 from firesteel.errors import ClientError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from firesteel._tree import Arrays, Packed
 
 
@@ -55,30 +57,36 @@ def between(params: Any, received: Arrays) -> Packed:
 
 
 def _subtract(value: Any, name: str, dtype: str, received: Arrays) -> Any:
+    """The difference's bytes, made window by window when it is their turn."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
+        new = value.detach()
+        if dtype == "BOOL":
+            return _tree.torch_source(new)
 
-        def of_torch() -> Any:
-            old = received.get(name, "torch")
-            new = value.detach().to("cpu")
-            if dtype == "BOOL":
-                return _tree.torch_source(new)
-            if dtype.startswith("F8"):
-                # torch computes nothing in fp8.
-                low = new.to(torch.float32) - old.to(torch.float32)
-                return _made(_tree.torch_source(low.to(new.dtype)))
-            return _made(_tree.torch_source(new - old))
+        def of_torch() -> Iterator[Any]:
+            at, old = 0, received.get(name, "torch").reshape(-1)
+            for part in _tree.parts(new, max(1, _tree.WINDOW // new.element_size())):
+                now = part.to("cpu").reshape(-1)
+                was = old[at : at + now.numel()]
+                at += now.numel()
+                if dtype.startswith("F8"):
+                    # torch computes nothing in fp8.
+                    low = now.to(torch.float32) - was.to(torch.float32)
+                    yield _tree.torch_bytes(low.to(new.dtype))
+                else:
+                    yield _tree.torch_bytes(now - was)
 
         return of_torch
+    array = np.asarray(value)
+    if dtype == "BOOL":
+        return _tree.numpy_source(array)
 
-    def of_numpy() -> Any:
-        array = np.asarray(value)
-        if dtype == "BOOL":
-            return _made(_tree.numpy_source(array))
-        return _made(_tree.numpy_source(np.subtract(array, received.get(name, "numpy"))))
+    def of_numpy() -> Iterator[Any]:
+        at, old = 0, received.get(name, "numpy").reshape(-1)
+        for part in _tree.parts(array, max(1, _tree.WINDOW // array.itemsize)):
+            difference = np.subtract(part.reshape(-1), old[at : at + part.size])
+            at += part.size
+            yield from _tree.buffers(_tree.numpy_source(difference))
 
     return of_numpy
-
-
-def _made(source: Any) -> Any:
-    return source() if callable(source) else source

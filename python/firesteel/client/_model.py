@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from firesteel.errors import ClientError
 
@@ -61,6 +61,9 @@ class FLModel:
         total_rounds: how many rounds the job has.
         meta: facts as JSON values; `NUM_STEPS_CURRENT_ROUND` is the weight of
             this update in the mean.
+        partial: True when the params hold only what was changed (adapters,
+            layers that are not frozen): what they lack stays as it was received.
+            "auto" leaves out each tensor whose bytes are those that were received.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class FLModel:
         current_round: int | None = None,
         total_rounds: int | None = None,
         meta: dict[str, Any] | None = None,
+        *,
+        partial: bool | Literal["auto"] = False,
     ) -> None:
         kind: ParamsType | None = None
         if params_type is not None:
@@ -92,8 +97,14 @@ class FLModel:
                     hint=f'for example {name}={{"accuracy": 0.9}}' if name == "metrics" else "",
                     code="misuse",
                 )
+        if partial not in (False, True, "auto"):
+            raise ClientError(
+                f'FLModel: `partial` is {partial!r}, expected False, True or "auto"',
+                code="misuse",
+            )
         self.params_type = kind
         self.params = params
+        self.partial = partial
         self.optimizer_params = optimizer_params
         self.metrics = metrics
         self.start_round = start_round
@@ -124,6 +135,7 @@ class FLModel:
             for name, value in (
                 ("params_type", self.params_type),
                 ("params", None if self.params is None else f"<{_count(self.params)}>"),
+                ("partial", self.partial or None),
                 ("metrics", self.metrics),
                 ("current_round", self.current_round),
                 ("total_rounds", self.total_rounds),

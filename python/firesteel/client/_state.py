@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
     from firesteel.client._context import APIContext
 
-_TORCH = "firesteel.torch"
 
 
 class State(MutableMapping[str, Any]):
@@ -61,7 +59,7 @@ def load(path: str) -> dict[str, Any]:
     from firesteel import _native, _tree
 
     file = _native.ModelFile.open(path)
-    names = json.loads(file.metadata().get(_TORCH, "[]"))
+    names = _tree.torch_names(file)
     if names:
         # Left to the script's own import it would come as NumPy arrays.
         import importlib
@@ -78,13 +76,12 @@ def save(items: dict[str, Any], outbox: str, name: str) -> str:
     from firesteel import _native, _tree
 
     packed = _tree.pack(items, root="flare.state")
-    names = packed.torch_names()
     _native.write_model(
         os.path.join(outbox, name),
         packed.tensors,
         # An empty state is a state: the tree says so, a file without tensors does not.
         tree=packed.tree if packed.tree is not None or packed.tensors else '{"d":[]}',
         aliases=packed.aliases or None,
-        metadata={_TORCH: json.dumps(names)} if names else None,
+        metadata=packed.kinds(),
     )
     return name

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 COMMAND = "python3 -u"
 FRAMEWORKS = ("numpy", "pytorch", "sklearn", "tensorflow", "raw")
 EXCHANGE = ("numpy", "pytorch", "raw", "keras_layer_weights")
+# What a framework's scripts exchange unless a job says otherwise.
+_EXCHANGED = {"pytorch": "pytorch", "raw": "raw", "tensorflow": "keras_layer_weights"}
 _SITE_KEYS = ("train_script", "train_args", "command", "data", "env")
 # FLARE lets these differ by site; here they belong to the whole job.
 _JOB_KEYS = (
@@ -64,8 +66,13 @@ class FedAvgRecipe(Recipe):
             --nproc_per_node=2` say.
         framework: `numpy`, `pytorch`, `sklearn`, `tensorflow` or `raw`; by
             default the model's, else what the script imports.
-        server_expected_format: what travels. Everything does, as it is; kept
-            for jobs that say it.
+        server_expected_format: `numpy`, `pytorch`, `raw` or
+            `keras_layer_weights`: what FLARE's server is to hold. Here every
+            dtype travels as it is, bfloat16 with `numpy` too, so that all of them
+            give the same bits; taken for jobs that say it.
+        params_exchange_format: what the script gets: `numpy` arrays, `pytorch`
+            tensors, `keras_layer_weights` (NumPy arrays, layer by layer), or
+            `raw`: each array as what it was sent as. By default the framework's.
         params_transfer_type: `FULL`, or `DIFF` for differences to the model
             that was handed out.
         model_persistor: not supported; models are kept in the run's folder.
@@ -95,6 +102,9 @@ class FedAvgRecipe(Recipe):
         master_dtype: `float32` or `float64`, the dtype in which the server
             keeps a model of narrower floats between rounds.
         keep_models: how many of the last models are kept.
+        filters: what models pass on their way, of `firesteel.filters`: a list, as
+            `[Quantize("nf4")]`, for the directions in which each filter works, or
+            `{"task_data": […], "result": […]}`.
         execution_mode: `attach` when the trainers are started by hand and
             attach themselves; `in_process` and `external_process` say the same
             as `launch_external_process`.
@@ -120,6 +130,7 @@ class FedAvgRecipe(Recipe):
         command: str | Sequence[str] = COMMAND,
         framework: str | FrameworkType | None = None,
         server_expected_format: str | ExchangeFormat = "numpy",
+        params_exchange_format: str | ExchangeFormat | None = None,
         params_transfer_type: str | TransferType = "FULL",
         model_persistor: None = None,
         per_site_config: Mapping[str, Mapping[str, Any]] | None = None,
@@ -143,6 +154,7 @@ class FedAvgRecipe(Recipe):
         policy: Policy | None = None,
         master_dtype: str | None = None,
         keep_models: int = 2,
+        filters: Any = None,
         execution_mode: str | None = None,
     ) -> None:
         model = _renamed("model", model, "initial_model", initial_model)
@@ -157,8 +169,10 @@ class FedAvgRecipe(Recipe):
         imports = _script.Imports(script)
         chosen = _framework(framework, model, imports)
         transfer = _transfer(params_transfer_type, aggregator_data_kind)
-        exchange = _fields.choice("server_expected_format", server_expected_format, EXCHANGE)
-        del exchange
+        _fields.choice("server_expected_format", server_expected_format, EXCHANGE)
+        exchange = _EXCHANGED.get(chosen, "numpy")
+        if params_exchange_format is not None:
+            exchange = _fields.choice("params_exchange_format", params_exchange_format, EXCHANGE)
         mode, words = _launch(launch_external_process, command, execution_mode, chosen)
         if model is not None or initial_ckpt is not None:
             # Built now, so that what is wrong with it is said now.
@@ -183,7 +197,7 @@ class FedAvgRecipe(Recipe):
                 "command": words,
                 "launch_once": _fields.truth("launch_once", launch_once),
                 "framework": chosen,
-                "exchange": {"pytorch": "pytorch", "raw": "raw"}.get(chosen, "numpy"),
+                "exchange": exchange,
                 "transfer": transfer,
                 "preload": imports.preload(chosen) if mode == "warm" else [],
                 "gc_rounds": _fields.whole(
@@ -206,6 +220,10 @@ class FedAvgRecipe(Recipe):
             "keep_models": _fields.whole("keep_models", keep_models, least=1),
             "tracking": [],
         }
+        if filters is not None:
+            from firesteel.filters import to_spec
+
+            spec["filters"] = to_spec(filters, transfer)
         if transfer == "DIFF" and model is None and initial_ckpt is None:
             raise SpecError(
                 "`params_transfer_type` is DIFF, but there is no initial model to differ from",

@@ -93,7 +93,9 @@ def params_of(model: Any, field: str = "model") -> Any:
     elif hasattr(model, "get_params") and hasattr(model, "fit"):
         params = _learned(model, field)
     elif callable(getattr(model, "get_weights", None)):
-        params = list(model.get_weights())
+        # Keras: by layer, as scripts take and give it; else the plain list.
+        layered = hasattr(model, "layers")
+        params = _tree.layer_weights(model) if layered else list(model.get_weights())
     elif isinstance(model, np.ndarray):
         params = {NUMPY_KEY: model}
     elif isinstance(model, (list, tuple)):

@@ -164,6 +164,9 @@ class Recipe:
         for part in (spec["trainer"], *spec["site"].values()):
             if part.get("script"):
                 part["script"] = _bundle(str(part["script"]), app)
+        for placed in sum((spec.get("filters") or {}).values(), []):
+            if placed["filter"].get("file"):
+                placed["filter"]["file"] = _bundle(str(placed["filter"]["file"]), app)
         if self._job.make_params is not None:
             from firesteel._models import save_model
 

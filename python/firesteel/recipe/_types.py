@@ -41,7 +41,7 @@ class ExchangeFormat(str, Enum):
     RAW = "raw"
     NUMPY = "numpy"
     PYTORCH = "pytorch"
-    KERAS = "keras_layer_weights"
+    KERAS_LAYER_WEIGHTS = "keras_layer_weights"
 
     def __str__(self) -> str:
         return self.value
