@@ -106,8 +106,8 @@ fmt: ## Format the Rust sources
 bench: build ## Whole-path figures beside FLARE and Flower; ONLY=hello for one part
 	@python=$(call env,core) && $(call in_env,"$$python") benches/run.py $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
 
-soak: build ## Many simulations in a row, watching for leaks and orphans; MINUTES=5
-	@python=$(call env,core) && $(call in_env,"$$python") tests/soak.py --minutes $(or $(MINUTES),5)
+soak: build ## Simulations in a row, 300 rounds over TLS, cut uploads: leaks and orphans; MINUTES=5
+	@python=$(call env,core) && $(call in_env,"$$python") tests/soak.py --minutes $(or $(MINUTES),5) $(SOAK_ARGS)
 
 fuzz: ## Fuzz every decoder of foreign bytes; SECONDS_EACH=60
 	@scripts/fuzz $(or $(SECONDS_EACH),60)
