@@ -14,7 +14,7 @@ use firesteel_node::site::{self, SiteOptions};
 use firesteel_node::stub::{self, StubOptions};
 use firesteel_observe::ConsoleStyle;
 use firesteel_store::{InMemory, SpoolBudget};
-use firesteel_wire::spec::JobSpec;
+use firesteel_wire::spec::{Filters, JobSpec};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -77,6 +77,9 @@ pub(crate) struct SiteArgs {
     /// The site's own directory.
     #[arg(long)]
     root: PathBuf,
+    /// The site's own filters, as JSON.
+    #[arg(long)]
+    filters: Option<PathBuf>,
     /// The interpreter that trainers run in.
     #[arg(long, default_value = "python3")]
     python: PathBuf,
@@ -241,29 +244,30 @@ fn identities(dir: &Path, sites: usize) -> Result<(), Trouble> {
     let authority = Authority::new("firesteel dev").map_err(|error| trouble(&error))?;
     let server = authority.server("server", &["localhost", "127.0.0.1", "::1"]);
     let server = server.map_err(|error| trouble(&error))?;
-    server.save(&dir.join("server")).map_err(|error| trouble(&error))?;
+    server
+        .save(&dir.join("server"))
+        .map_err(|error| trouble(&error))?;
     for number in 1..=sites {
         let name = format!("site-{number}");
         let issued = authority.site(&name).map_err(|error| trouble(&error))?;
-        issued.save(&dir.join(name)).map_err(|error| trouble(&error))?;
+        issued
+            .save(&dir.join(name))
+            .map_err(|error| trouble(&error))?;
     }
     Ok(())
 }
 
 fn serve(args: ServerArgs) -> Result<(), Trouble> {
-    let text = std::fs::read(&args.job).map_err(|error| {
-        Trouble::new(
-            format!("`{}` cannot be read: {error}", args.job.display()),
-            "name the job's JSON file with --job",
-        )
-    })?;
+    let text = read(&args.job, "name the job's JSON file with --job")?;
     let options = ServerOptions {
         spec: JobSpec::parse(&text).map_err(|error| Trouble::of(&error))?,
         root: args.root,
         listen: args.listen,
         identity: identity_in(&args.identity),
         resume: args.resume,
-        spool: args.spool.map_or(SpoolBudget::HalfOfFree, SpoolBudget::Bytes),
+        spool: args
+            .spool
+            .map_or(SpoolBudget::HalfOfFree, SpoolBudget::Bytes),
         in_memory: if args.spool_in_memory {
             InMemory::Allow
         } else {
@@ -309,7 +313,15 @@ fn act(args: SiteArgs) -> Result<(), Trouble> {
             "call it by its path",
         )
     })?;
+    let filters = match &args.filters {
+        None => Filters::default(),
+        Some(path) => {
+            let text = read(path, "name the site's filters with --filters")?;
+            Filters::parse(&text).map_err(|error| Trouble::of(&error))?
+        }
+    };
     let options = SiteOptions {
+        filters,
         site: args.name.0,
         server_name: args.server.name(),
         connect: args.server.connect,
@@ -349,12 +361,23 @@ fn stub(args: StubArgs) -> Result<(), Trouble> {
     on_runtime(|_| stub::act(options))?.map_err(|error| Trouble::of(&error))
 }
 
+fn read(path: &Path, hint: &str) -> Result<Vec<u8>, Trouble> {
+    std::fs::read(path).map_err(|error| {
+        Trouble::new(
+            format!("`{}` cannot be read: {error}", path.display()),
+            hint,
+        )
+    })
+}
+
 /// Runs it on threads of its own, with a way to end it: a signal.
 fn on_runtime<T, F: Future<Output = T>>(
     work: impl FnOnce(watch::Receiver<Option<String>>) -> F,
 ) -> Result<T, Trouble> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores().clamp(1, 8))
+        // A live update holds one while it is folded; they are made as needed.
+        .max_blocking_threads(4096)
         .enable_all()
         .thread_name("firesteel-work")
         .build()
@@ -367,7 +390,8 @@ fn on_runtime<T, F: Future<Output = T>>(
     let (stop, stopped) = watch::channel(None);
     let result = runtime.block_on(async {
         tokio::spawn(async move {
-            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
+            let mut terminate =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
             let terminated = async {
                 match &mut terminate {
                     Some(terminate) => terminate.recv().await,
