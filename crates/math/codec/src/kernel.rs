@@ -12,8 +12,6 @@ pub(crate) mod int8;
 pub(crate) mod values;
 
 #[cfg(test)]
-mod bench_tmp;
-#[cfg(test)]
 mod oracle;
 
 pub(crate) use dice::Dice;
@@ -22,20 +20,9 @@ pub(crate) use dice::Dice;
 /// comparison with [`INFINITE`] finds both.
 #[inline(always)]
 pub(crate) fn largest(values: &[f32]) -> u32 {
-    // Several maxima side by side, so that no step waits for the one before it.
-    let mut lanes = [0u32; 32];
-    let (chunks, rest) = values.as_chunks::<32>();
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = (*lane).max(value.to_bits() & 0x7fff_ffff);
-        }
-    }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = (*lane).max(value.to_bits() & 0x7fff_ffff);
-    }
     let mut most = 0;
-    for lane in lanes {
-        most = most.max(lane);
+    for value in values {
+        most = most.max(value.to_bits() & 0x7fff_ffff);
     }
     most
 }
@@ -64,6 +51,23 @@ impl Scale {
         } else {
             // A block of zeros stays one, whatever it is divided by.
             Self::Over(if largest == 0 { 1.0 } else { absmax })
+        }
+    }
+
+    /// The values between -1 and 1.
+    #[inline(always)]
+    pub(crate) fn apply<const N: usize>(self, values: &[f32; N], into: &mut [f32; N]) {
+        match self {
+            Self::Times(scale) => {
+                for (into, value) in into.iter_mut().zip(values) {
+                    *into = value * scale;
+                }
+            }
+            Self::Over(absmax) => {
+                for (into, value) in into.iter_mut().zip(values) {
+                    *into = value / absmax;
+                }
+            }
         }
     }
 }

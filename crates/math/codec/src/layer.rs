@@ -235,8 +235,9 @@ impl Layer {
         }
         let innermost = layer == 0;
         for (name, value) in header.metadata() {
-            let ours = *name == key(layer) || name == KEY;
-            if !ours && !(innermost && name == TREE_KEY) {
+            let tree = innermost && name == TREE_KEY;
+            let ours = tree || *name == key(layer) || name == KEY;
+            if !ours {
                 builder.metadata(name, value);
             }
         }

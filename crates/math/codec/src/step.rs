@@ -357,7 +357,7 @@ struct Writing<'w> {
     room: Room,
 }
 
-impl Writing<'_> {
+impl<'w> Writing<'w> {
     fn write(&mut self, target: &Target<'_>) -> Result<(), EncodeError> {
         let tensor = target.tensor;
         let at = self.place(&tensor.name);
@@ -492,14 +492,20 @@ impl Writing<'_> {
         };
         let mut first = 0;
         let mut bad = 0;
+        let mut room = std::mem::take(&mut self.room);
         while first < tensor.elements() {
-            let mut room = std::mem::take(&mut self.room);
+            // Copied, though it may be in memory: reading a window in one sweep and
+            // working on it in the cache is faster than working as it comes.
             let count = room.read(self.level, self.from, self.bytes, tensor, first)?;
             room.codes
                 .resize((count * code_bits).div_ceil(8) as usize, 0);
-            let throw = dice.map(|dice| dice.from(first));
-            let finite = self.window(scheme, tensor, range, throw, &mut room);
-            if !finite {
+            let how = How {
+                scheme,
+                dtype: tensor.dtype,
+                range,
+                dice: dice.map(|dice| dice.from(first)),
+            };
+            if !self.window(&how, &mut room) {
                 bad += values::not_finite(self.level, &room.values);
             }
             self.put(at + first * code_bits / 8, &room.codes)?;
@@ -508,30 +514,29 @@ impl Writing<'_> {
                 self.put(place, bytemuck::cast_slice(&room.absmax))?;
             }
             first += count;
-            self.room = room;
         }
+        self.room = room;
         self.work.check_finite(tensor, bad)
     }
 
     /// Encodes one window; whether all of it is finite.
-    fn window(
-        &self,
-        scheme: Scheme,
-        tensor: &TensorInfo,
-        range: Option<&adaptive::Range>,
-        dice: Option<Throw>,
-        room: &mut Room,
-    ) -> bool {
+    fn window(&self, how: &How<'_>, room: &mut Room) -> bool {
         let level = self.level;
+        let How {
+            scheme,
+            dtype,
+            range,
+            dice,
+        } = *how;
         let block = scheme.block();
         let Room {
             bytes,
-            values,
+            values: floats,
             codes,
             absmax,
         } = room;
         if block > 1 {
-            absmax.resize(values.len().div_ceil(block), 0.0);
+            absmax.resize(floats.len().div_ceil(block), 0.0);
         }
         let which = match scheme {
             Scheme::Fp16 => Half::Fp16,
@@ -539,31 +544,34 @@ impl Writing<'_> {
         };
         match scheme {
             Scheme::Fp16 | Scheme::Bf16 => {
-                if tensor.dtype == DType::F64 && dice.is_none() {
+                if dtype != DType::F64 {
+                    return half::encode(level, which, floats, dice, codes);
+                }
+                if dice.is_none() {
                     half::encode_f64(level, which, bytes, codes);
                 } else {
-                    half::encode(level, which, values, dice, codes);
+                    half::encode(level, which, floats, dice, codes);
                 }
-                // From an f64 an f32 infinity may have come, which is no fault.
-                let source = if tensor.dtype == DType::F64 {
-                    &bytes[..]
-                } else {
-                    &[]
-                };
-                match tensor.dtype {
-                    DType::F64 => firesteel_tensor::check_finite(DType::F64, source) == 0,
-                    _ => values::not_finite(level, values) == 0,
-                }
+                // Of an f64 an f32 infinity may have come, which is no fault.
+                firesteel_tensor::check_finite(DType::F64, bytes) == 0
             }
-            Scheme::Int8 => int8::encode(level, block, values, dice, (absmax, codes)),
-            Scheme::Fp4 => four::encode(level, Four::Fp4, block, values, dice, (absmax, codes)),
-            Scheme::Nf4 => four::encode(level, Four::Nf4, block, values, dice, (absmax, codes)),
+            Scheme::Int8 => int8::encode(level, block, floats, dice, (absmax, codes)),
+            Scheme::Fp4 => four::encode(level, Four::Fp4, block, floats, dice, (absmax, codes)),
+            Scheme::Nf4 => four::encode(level, Four::Nf4, block, floats, dice, (absmax, codes)),
             Scheme::Adaptive => {
                 if let Some(range) = range {
-                    adaptive::encode(level, range, values, dice, codes);
+                    adaptive::encode(level, range, floats, dice, codes);
                 }
                 true
             }
         }
     }
+}
+
+/// How a window is encoded.
+struct How<'r> {
+    scheme: Scheme,
+    dtype: DType,
+    range: Option<&'r adaptive::Range>,
+    dice: Option<Throw>,
 }

@@ -4,8 +4,7 @@
 //! nearest code; a value in the middle between two takes the lower one. Two codes
 //! share a byte, the first in the high half.
 
-use fearless_simd::prelude::*;
-use fearless_simd::{Level, dispatch, f32x16, i32x16};
+use fearless_simd::{Level, dispatch};
 
 use super::Scale;
 use super::dice::Throw;
@@ -71,25 +70,31 @@ impl Four {
     }
 }
 
-/// The middles between neighboring codes of `nf4`.
-const NF4_MIDDLES: [f32; 15] = {
-    let mut middles = [0.0; 15];
+/// The bits of a float as a number that is ordered as floats are.
+#[inline(always)]
+const fn ordered(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
+}
+
+/// The middles between neighboring codes of `nf4`, [`ordered`].
+const NF4_MIDDLES: [i32; 15] = {
+    let mut middles = [0; 15];
     let mut at = 0;
     while at < 15 {
-        middles[at] = (NF4[at] + NF4[at + 1]) / 2.0;
+        middles[at] = ordered((NF4[at] + NF4[at + 1]) / 2.0);
         at += 1;
     }
     middles
 };
 
-/// The bits of the middles between neighboring magnitudes of `fp4`: positive
-/// floats are ordered as their bits are.
-const FP4_MIDDLES: [u32; 7] = {
+/// The middles between neighboring magnitudes of `fp4`, [`ordered`].
+const FP4_MIDDLES: [i32; 7] = {
     let mut middles = [0; 7];
     let mut at = 0;
     while at < 7 {
         let sum = FP4[FP4_RISING[at]] + FP4[FP4_RISING[at + 1]];
-        middles[at] = (sum / 2.0).to_bits();
+        middles[at] = ordered(sum / 2.0);
         at += 1;
     }
     middles
@@ -97,35 +102,53 @@ const FP4_MIDDLES: [u32; 7] = {
 
 /// The nearest codes of values from -1 to 1: the number of middles below each.
 #[inline(always)]
-fn nearest_nf4<S: Simd>(simd: S, values: f32x16<S>) -> i32x16<S> {
-    let (one, none) = (i32x16::splat(simd, 1), i32x16::splat(simd, 0));
-    let mut codes = none;
-    for middle in NF4_MIDDLES {
-        codes = codes + values.simd_gt(middle).select(one, none);
+fn nearest_nf4(values: &[f32; LANES], codes: &mut [u8; LANES]) {
+    let mut compared = [0i32; LANES];
+    for (to, value) in compared.iter_mut().zip(values) {
+        *to = ordered(*value);
     }
-    codes
+    let ranks = count_below(&compared, NF4_MIDDLES);
+    for (code, rank) in codes.iter_mut().zip(ranks) {
+        *code = rank as u8;
+    }
+}
+
+/// How many middles are below each value: seven or fifteen of them.
+#[inline(always)]
+fn count_below<const N: usize>(values: &[i32; LANES], middles: [i32; N]) -> [i32; LANES] {
+    let mut ranks = [0; LANES];
+    for (rank, value) in ranks.iter_mut().zip(values) {
+        // A tree of sums, so that no addition waits for all those before it.
+        let above = |at: usize| i32::from(*value > middles[at]);
+        let four = |at: usize| (above(at) + above(at + 1)) + (above(at + 2) + above(at + 3));
+        let three = |at: usize| above(at) + above(at + 1) + above(at + 2);
+        *rank = four(0) + three(4);
+        if N == 15 {
+            *rank += four(7) + four(11);
+        }
+    }
+    ranks
 }
 
 /// The same for `fp4`. A negative value in the middle takes the greater
 /// magnitude, because that is the lower number; zero and what rounds to it from
 /// below is code 0, what rounds to it from above code 8.
 #[inline(always)]
-fn nearest_fp4<S: Simd>(simd: S, values: f32x16<S>) -> i32x16<S> {
-    let (one, none) = (i32x16::splat(simd, 1), i32x16::splat(simd, 0));
-    let bits: i32x16<S> = values.bitcast();
-    let magnitude = bits & 0x7fff_ffff;
-    let negative = bits.simd_lt(none).select(one, none);
-    // One more makes "greater" of "greater or equal".
-    let compared = magnitude + negative;
-    let mut rank = none;
-    for middle in FP4_MIDDLES {
-        rank = rank + compared.simd_gt(middle as i32).select(one, none);
+fn nearest_fp4(values: &[f32; LANES], codes: &mut [u8; LANES]) {
+    let mut compared = [0i32; LANES];
+    for (to, value) in compared.iter_mut().zip(values) {
+        let bits = value.to_bits();
+        // One more makes "greater" of "greater or equal".
+        *to = (bits & 0x7fff_ffff) as i32 + (bits >> 31) as i32;
     }
-    // 0 1 2 3 4 5 6 7 becomes 0 1 6 7 4 5 2 3.
-    let code = rank ^ ((rank & 2) << 1);
-    let above = magnitude.simd_gt(none).select(one - negative, none);
-    let sign = rank.simd_eq(none).select(above, negative);
-    code | (sign << 3)
+    let ranks = count_below(&compared, FP4_MIDDLES);
+    for ((code, rank), value) in codes.iter_mut().zip(ranks).zip(values) {
+        let negative = (value.to_bits() >> 31) as i32;
+        let above = i32::from(value.to_bits() & 0x7fff_ffff != 0) & (1 - negative);
+        let sign = if rank == 0 { above } else { negative };
+        // 0 1 2 3 4 5 6 7 becomes 0 1 6 7 4 5 2 3.
+        *code = (rank ^ ((rank & 2) << 1) | (sign << 3)) as u8;
+    }
 }
 
 /// One of the two codes around a value, the nearer one more often.
@@ -157,9 +180,6 @@ fn by_chance_fp4(value: f32, unit: f32) -> i32 {
 /// Elements that are quantized at a time: one block, or a part of a larger one.
 const LANES: usize = 64;
 
-/// The values of a vector.
-const WIDE: usize = 16;
-
 /// Quantizes values from the start of a block on. `absmax` gets one number per
 /// block and `out` one byte per two values; the last block may be short. The
 /// return says whether all values are finite.
@@ -171,62 +191,59 @@ pub(crate) fn encode(
     dice: Option<Throw>,
     (absmax, out): (&mut [f32], &mut [u8]),
 ) -> bool {
+    let out = (absmax, out);
     match (four, dice) {
-        (Four::Nf4, None) => dispatch!(level, simd => all(simd, block, values, absmax, out,
-            |values, scale, _, codes| nearest(simd, values, scale, codes, nearest_nf4))),
-        (Four::Fp4, None) => dispatch!(level, simd => all(simd, block, values, absmax, out,
-            |values, scale, _, codes| nearest(simd, values, scale, codes, nearest_fp4))),
-        (Four::Nf4, Some(dice)) => dispatch!(level, simd => all(simd, block, values, absmax, out,
-            |values, scale, at, codes| each(values, scale, codes,
-                |lane, v| by_chance_nf4(v, dice.unit(at.wrapping_add(lane)))))),
-        (Four::Fp4, Some(dice)) => dispatch!(level, simd => all(simd, block, values, absmax, out,
-            |values, scale, at, codes| each(values, scale, codes,
-                |lane, v| by_chance_fp4(v, dice.unit(at.wrapping_add(lane)))))),
+        (Four::Nf4, None) => {
+            dispatch!(level, _ => all(block, values, out, |_, v, codes| nearest_nf4(v, codes)))
+        }
+        (Four::Fp4, None) => {
+            dispatch!(level, _ => all(block, values, out, |_, v, codes| nearest_fp4(v, codes)))
+        }
+        (Four::Nf4, Some(dice)) => dispatch!(level, _ => all(block, values, out,
+            |at, v, codes| each(at, v, codes, dice, by_chance_nf4))),
+        (Four::Fp4, Some(dice)) => dispatch!(level, _ => all(block, values, out,
+            |at, v, codes| each(at, v, codes, dice, by_chance_fp4))),
     }
 }
 
 #[inline(always)]
-fn all<S: Simd>(
-    simd: S,
+fn all(
     block: usize,
     values: &[f32],
-    absmax: &mut [f32],
-    out: &mut [u8],
-    codes_of: impl Fn(&[f32; LANES], Scale, u32, &mut [u8; LANES]),
+    (absmax, out): (&mut [f32], &mut [u8]),
+    codes_of: impl Fn(u32, &[f32; LANES], &mut [u8; LANES]),
 ) -> bool {
-    simd.vectorize(
-        #[inline(always)]
-        || {
-            let mut most = 0;
-            let mut at = 0u32;
-            let mut codes = [0; LANES];
-            let blocks = values.chunks(block).zip(out.chunks_mut(block / 2));
-            for ((values, out), absmax) in blocks.zip(absmax) {
-                let largest = super::largest(values);
-                most = most.max(largest);
-                *absmax = f32::from_bits(largest);
-                let scale = Scale::new(largest);
-                let (parts, rest) = values.as_chunks::<LANES>();
-                let mut outs = out.chunks_mut(LANES / 2);
-                for part in parts {
-                    codes_of(part, scale, at, &mut codes);
-                    if let Some(out) = outs.next() {
-                        pack(&codes, out);
-                    }
-                    at = at.wrapping_add(LANES as u32);
-                }
-                if let (false, Some(out)) = (rest.is_empty(), outs.next()) {
-                    let mut padded = [0.0; LANES];
-                    padded[..rest.len()].copy_from_slice(rest);
-                    codes_of(&padded, scale, at, &mut codes);
-                    // The half that stands for no element.
-                    codes[rest.len()..].fill(0);
-                    pack(&codes, out);
-                }
+    let mut most = 0;
+    let mut at = 0u32;
+    let mut codes = [0; LANES];
+    let mut scaled = [0.0; LANES];
+    let blocks = values.chunks(block).zip(out.chunks_mut(block / 2));
+    for ((values, out), absmax) in blocks.zip(absmax) {
+        let largest = super::largest(values);
+        most = most.max(largest);
+        *absmax = f32::from_bits(largest);
+        let scale = Scale::new(largest);
+        let (parts, rest) = values.as_chunks::<LANES>();
+        let mut outs = out.chunks_mut(LANES / 2);
+        for part in parts {
+            scale.apply(part, &mut scaled);
+            codes_of(at, &scaled, &mut codes);
+            if let Some(out) = outs.next() {
+                pack(&codes, out);
             }
-            most < super::INFINITE
-        },
-    )
+            at = at.wrapping_add(LANES as u32);
+        }
+        if let (false, Some(out)) = (rest.is_empty(), outs.next()) {
+            let mut padded = [0.0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            scale.apply(&padded, &mut scaled);
+            codes_of(at, &scaled, &mut codes);
+            // The half that stands for no element.
+            codes[rest.len()..].fill(0);
+            pack(&codes, out);
+        }
+    }
+    most < super::INFINITE
 }
 
 /// Puts two codes into each byte.
@@ -240,40 +257,15 @@ fn pack(codes: &[u8; LANES], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn nearest<S: Simd>(
-    simd: S,
-    values: &[f32; LANES],
-    scale: Scale,
-    codes: &mut [u8; LANES],
-    nearest: impl Fn(S, f32x16<S>) -> i32x16<S>,
-) {
-    let vectors = values.as_chunks::<WIDE>().0.iter();
-    for (values, codes) in vectors.zip(codes.as_chunks_mut::<WIDE>().0) {
-        let values = f32x16::simd_from(simd, *values);
-        let scaled = match scale {
-            Scale::Times(scale) => values * scale,
-            Scale::Over(absmax) => values / absmax,
-        };
-        let found: [i32; WIDE] = *nearest(simd, scaled);
-        for (code, found) in codes.iter_mut().zip(found) {
-            *code = found as u8;
-        }
-    }
-}
-
-#[inline(always)]
 fn each(
+    at: u32,
     values: &[f32; LANES],
-    scale: Scale,
     codes: &mut [u8; LANES],
-    code: impl Fn(u32, f32) -> i32,
+    dice: Throw,
+    code: impl Fn(f32, f32) -> i32,
 ) {
     for (lane, (to, value)) in codes.iter_mut().zip(values).enumerate() {
-        let scaled = match scale {
-            Scale::Times(scale) => value * scale,
-            Scale::Over(absmax) => value / absmax,
-        };
-        *to = code(lane as u32, scaled) as u8;
+        *to = code(*value, dice.unit(at.wrapping_add(lane as u32))) as u8;
     }
 }
 

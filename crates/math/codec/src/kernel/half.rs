@@ -14,22 +14,22 @@ pub(crate) enum Half {
 
 /// Writes values in 16 bits. To nearest with ties to even, or, with dice, up with
 /// the probability that makes the mean right. What is too large, infinity too,
-/// becomes the largest; NaN stays one.
+/// becomes the largest; NaN stays one. The return says whether all values are finite.
 pub(crate) fn encode(
     level: Level,
     half: Half,
     values: &[f32],
     dice: Option<Throw>,
     out: &mut [u8],
-) {
+) -> bool {
     match (half, dice) {
         (Half::Fp16, None) => dispatch!(level, _ => each(values, out, |_, v| fp16(v))),
         (Half::Bf16, None) => dispatch!(level, _ => each(values, out, |_, v| bf16(v))),
         (Half::Fp16, Some(dice)) => {
-            dispatch!(level, _ => each(values, out, |at, v| fp16_by_chance(v, dice.unit(at))));
+            dispatch!(level, _ => each(values, out, |at, v| fp16_by_chance(v, dice.unit(at))))
         }
         (Half::Bf16, Some(dice)) => {
-            dispatch!(level, _ => each(values, out, |at, v| bf16_by_chance(v, dice.bits(at))));
+            dispatch!(level, _ => each(values, out, |at, v| bf16_by_chance(v, dice.bits(at))))
         }
     }
 }
@@ -72,11 +72,14 @@ pub(crate) fn encode_f64(level: Level, half: Half, bytes: &[u8], out: &mut [u8])
 const MOST_BF16: f64 = 3.389_531_389_251_535_5e38;
 
 #[inline(always)]
-fn each(values: &[f32], out: &mut [u8], code: impl Fn(u32, f32) -> u16) {
+fn each(values: &[f32], out: &mut [u8], code: impl Fn(u32, f32) -> u16) -> bool {
+    let mut most = 0;
     let pairs = values.iter().zip(out.as_chunks_mut().0);
     for (at, (value, element)) in pairs.enumerate() {
         *element = code(at as u32, *value).to_le_bytes();
+        most = most.max(value.to_bits() & MAGNITUDE);
     }
+    most < super::INFINITE
 }
 
 const MAGNITUDE: u32 = 0x7fff_ffff;

@@ -202,12 +202,8 @@ pub(crate) fn encode(
         if largest == 0 {
             out.fill(0);
         } else if let Some(dice) = dice {
-            by_chance(
-                values,
-                *absmax,
-                |lane| dice.unit(at.wrapping_add(lane)),
-                out,
-            );
+            let unit = |lane| dice.unit(at.wrapping_add(lane));
+            by_chance(values, *absmax, steps, unit, out);
         } else {
             nearest(level, values, *absmax, steps, out);
         }
@@ -257,11 +253,26 @@ fn step<S: Simd>(simd: S, values: f32x16<S>, scale: Scale) -> i32x16<S> {
     simd.cvt_i32_f32x16((scaled + 1.0) * 32767.5 + 0.5)
 }
 
-fn by_chance(values: &[f32], absmax: f32, unit: impl Fn(u32) -> f32, out: &mut [u8]) {
+/// One of the two codes around each value, the nearer one more often.
+fn by_chance(
+    values: &[f32],
+    absmax: f32,
+    table: &[u8; STEP_COUNT],
+    unit: impl Fn(u32) -> f32,
+    out: &mut [u8],
+) {
     for (at, (value, out)) in values.iter().zip(out).enumerate() {
         let value = (value / absmax).clamp(CODES[0], 1.0);
-        // The greatest code that is not above the value, and not the last.
-        let low = CODES.partition_point(|code| *code <= value).clamp(1, 255) - 1;
+        // The greatest code that is not above the value, and not the last. The
+        // table leads close to it; near zero codes lie closer than its steps.
+        let place = (value + 1.0) * 32767.5 + 0.5;
+        let mut low = usize::from(table[usize::from(place as u16)]).min(254);
+        while CODES[low] > value && low > 0 {
+            low -= 1;
+        }
+        while CODES[low + 1] <= value && low < 254 {
+            low += 1;
+        }
         let (below, above) = (CODES[low], CODES[low + 1]);
         let up = unit(at as u32) < (value - below) / (above - below);
         *out = (low + usize::from(up)) as u8;

@@ -40,8 +40,12 @@ pub(crate) fn narrow(level: Level, dtype: DType, values: &[f32], out: &mut [u8])
             }
         }
         DType::F64 => dispatch!(level, _ => narrow_to_f64(values, out)),
-        DType::F16 => half::encode(level, half::Half::Fp16, values, None, out),
-        DType::BF16 => half::encode(level, half::Half::Bf16, values, None, out),
+        DType::F16 => {
+            half::encode(level, half::Half::Fp16, values, None, out);
+        }
+        DType::BF16 => {
+            half::encode(level, half::Half::Bf16, values, None, out);
+        }
         // No other dtype is ever encoded, so none is decoded.
         _ => {}
     }
