@@ -30,7 +30,7 @@ pub mod pull;
 pub mod dev;
 
 pub use identity::{Identity, IdentityError, IdentityFiles, Peer, PeerName};
-pub use messages::{LinkError, Reader, Writer, split};
+pub use messages::{LinkError, Reader, Writer, read_one, split, write_one};
 pub use session::{
     AcceptError, BindError, CloseReason, DialError, HelloError, Kind, Listener, Options, Session,
     SessionError, dial,
@@ -38,12 +38,22 @@ pub use session::{
 pub use tcp::{Congestion, CongestionError};
 pub use tls::HandshakeError;
 
+use std::any::Any;
+
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A byte stream to a peer, whatever carries it.
-pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The stream itself, for what some kinds can do beside: a session's takes
+    /// bytes without copying them.
+    fn as_any(&mut self) -> &mut dyn Any;
+}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+}
 
 /// A stream of any driver.
 pub type BoxStream = Box<dyn Stream>;

@@ -102,6 +102,55 @@ impl Writer {
     }
 }
 
+/// Reads one message of at most `most` bytes, and nothing beyond it: what follows
+/// is no message. `None` when the peer has closed the stream before it.
+///
+/// # Errors
+/// [`LinkError`]; the stream is of no use after one.
+pub async fn read_one<M: Message + Default>(
+    stream: &mut BoxStream,
+    name: &'static str,
+    most: usize,
+) -> Result<Option<M>, LinkError> {
+    let mut head = [0; frame::HEAD];
+    let first = stream.read(&mut head).await?;
+    if first == 0 {
+        return Ok(None);
+    }
+    let rest = head.get_mut(first..).unwrap_or_default();
+    stream.read_exact(rest).await.map_err(ended)?;
+    let length = u32::from_le_bytes(head) as usize;
+    if length > most {
+        return Err(FrameError::TooLong {
+            length,
+            limit: most,
+        }
+        .into());
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.map_err(ended)?;
+    let mut buffer = BytesMut::with_capacity(frame::HEAD + length);
+    buffer.extend_from_slice(&head);
+    buffer.extend_from_slice(&body);
+    Ok(frame::decode(&mut buffer, name)?)
+}
+
+/// Writes one message to a stream on which something else may follow.
+///
+/// # Errors
+/// [`LinkError`].
+pub async fn write_one(stream: &mut BoxStream, message: &impl Message) -> Result<(), LinkError> {
+    stream.write_all(&frame::encode(message)?).await?;
+    Ok(stream.flush().await?)
+}
+
+fn ended(error: io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => LinkError::Truncated,
+        _ => error.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +182,34 @@ mod tests {
         }
         assert_eq!(reader.next::<ToSite>("ToSite").await.unwrap(), None);
         sending.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_message_is_read_and_not_a_byte_more() {
+        let (mut near, mut far) = pipe(3);
+        let sending = tokio::spawn(async move {
+            write_one(&mut near, &message(7)).await.unwrap();
+            near.write_all(b"the rest").await.unwrap();
+        });
+        let one = read_one::<ToSite>(&mut far, "ToSite", 64).await.unwrap();
+        assert_eq!(one, Some(message(7)));
+        let mut rest = String::new();
+        far.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "the rest");
+        let end = read_one::<ToSite>(&mut far, "ToSite", 64).await.unwrap();
+        assert_eq!(end, None);
+        sending.await.unwrap();
+        for (bytes, long) in [(&[65u8, 0, 0, 0, 1][..], true), (&[9, 0, 0, 0, 1], false)] {
+            let (mut near, mut far) = pipe(64);
+            near.write_all(bytes).await.unwrap();
+            drop(near);
+            let error = read_one::<ToSite>(&mut far, "ToSite", 64).await;
+            match error.unwrap_err() {
+                LinkError::Frame(FrameError::TooLong { length: 65, .. }) => assert!(long),
+                LinkError::Truncated => assert!(!long),
+                other => panic!("{other}"),
+            }
+        }
     }
 
     #[tokio::test]

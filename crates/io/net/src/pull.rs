@@ -8,7 +8,9 @@
 //! less when many transfers share a budget), the puller a manifest, an offer
 //! another one for all its pullers.
 
+mod buffers;
 mod frames;
+mod halves;
 mod known;
 mod offer;
 mod receive;

@@ -23,7 +23,7 @@ pub use hello::HelloError;
 pub use listening::{AcceptError, BindError, Listener};
 
 use dialing::Dialer;
-use link::{Link, LinkMessage};
+use link::{FOLLOW_FROM, Followed, Link, LinkMessage};
 use listening::Registration;
 
 /// What a stream is for. Numbers below 16 are the session's own.
@@ -35,6 +35,8 @@ impl Kind {
     pub const TRANSFER: Self = Self(16);
     /// Bytes of a process at one end for a process at the other.
     pub const TUNNEL: Self = Self(17);
+    /// What a site offers, fetched by another one through the server.
+    pub const STREAM: Self = Self(18);
 
     pub(crate) const CONTROL: Self = Self(1);
     pub(crate) const LINK: Self = Self(2);
@@ -50,6 +52,7 @@ impl fmt::Display for Kind {
         match *self {
             Self::TRANSFER => f.write_str("transfer"),
             Self::TUNNEL => f.write_str("tunnel"),
+            Self::STREAM => f.write_str("stream"),
             Self(number) => write!(f, "kind {number}"),
         }
     }
@@ -221,6 +224,8 @@ struct Shared {
     incoming: tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
     arrivals: mpsc::Sender<Incoming>,
     link: mpsc::Sender<LinkMessage>,
+    /// What is to be followed by small frames.
+    followed: mpsc::Sender<Followed>,
     over: watch::Sender<Option<CloseReason>>,
     /// Microseconds; 0 while unknown.
     round_trip: AtomicU64,
@@ -249,6 +254,7 @@ struct Parts {
 impl Session {
     fn start(parts: Parts) -> (Self, Arc<Shared>) {
         let (link, messages) = mpsc::channel(8);
+        let (follow, followed) = mpsc::channel(2);
         let shared = Arc::new(Shared {
             peer: parts.peer,
             address: parts.address,
@@ -262,10 +268,11 @@ impl Session {
             incoming: tokio::sync::Mutex::new(parts.incoming),
             arrivals: parts.arrivals,
             link,
+            followed: follow,
             over: watch::Sender::new(None),
             round_trip: AtomicU64::new(0),
         });
-        link::start(&shared, parts.link, messages);
+        link::start(&shared, parts.link, messages, followed);
         (Self(Arc::new(Handle(Arc::clone(&shared)))), shared)
     }
 
@@ -441,7 +448,16 @@ impl Shared {
             connection.close();
             return;
         }
-        lock(&self.bulks).push(connection.clone());
+        {
+            let mut bulks = lock(&self.bulks);
+            bulks.retain(|connection| !connection.has_ended());
+            // Several may have been let in at once, before the first was here.
+            if bulks.len() >= usize::from(self.bulk) {
+                connection.close();
+                return;
+            }
+            bulks.push(connection.clone());
+        }
         self.bulk_came.send_modify(|count| *count += 1);
         // The session may have ended between the two.
         if self.over.borrow().is_some() {
@@ -450,6 +466,11 @@ impl Shared {
     }
 
     async fn ping(&self) -> io::Result<Duration> {
+        let before = Duration::from_micros(self.round_trip.load(Ordering::Relaxed));
+        if before >= FOLLOW_FROM {
+            // Of many at once a few are: those behind them follow them.
+            let _ = self.followed.try_send(Followed::Ping);
+        }
         let took = self.main.ping().await?;
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         self.round_trip.store(micros, Ordering::Relaxed);

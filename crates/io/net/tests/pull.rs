@@ -5,7 +5,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use firesteel_base::{Durations, Hint};
@@ -250,6 +250,48 @@ async fn check_whole(bytes: Vec<u8>, offered: Arc<Offered>) -> Pulled {
     );
     assert_eq!(served.bytes, pulled.counters.pulled);
     pulled
+}
+
+/// Says of some of its bytes that they lie in memory, and writes rubbish where
+/// the others belong.
+struct PartlyCached(Arc<Bytes>, u64);
+
+impl Source for PartlyCached {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, into)
+    }
+
+    fn read_cached_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        into.fill(0x55);
+        let here = self.1.saturating_sub(offset).min(into.len() as u64) as usize;
+        let start = offset as usize;
+        into[..here].copy_from_slice(&self.0.bytes[start..start + here]);
+        Ok(here)
+    }
+
+    fn name(&self) -> String {
+        self.0.name()
+    }
+}
+
+#[tokio::test]
+async fn what_lies_in_memory_is_sent_at_once_and_the_rest_is_read() {
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at * 7 % 251) as u8).collect();
+    for cached in [0, 1, 700_000, bytes.len() as u64] {
+        let source = Bytes::new(bytes.clone());
+        let layout = Layout::of_file(bytes.len() as u64).unwrap();
+        let offered = Offered::new(Arc::new(PartlyCached(source.clone(), cached)), layout);
+        check_whole(bytes.clone(), offered).await;
+        // Once for the manifest; and what was not at hand, in whole batches.
+        let read = source.read.load(Ordering::Relaxed);
+        let sent = read - bytes.len() as u64;
+        assert_eq!(sent == 0, cached == bytes.len() as u64, "{cached}: {sent}");
+        assert!(sent >= bytes.len() as u64 - cached, "{cached}: {sent}");
+    }
 }
 
 #[tokio::test]
@@ -693,6 +735,141 @@ async fn a_pull_that_is_dropped_goes_on_from_its_part() {
     assert!(part.state().bytes == bytes);
 }
 
+/// A part whose first write waits until it is let through.
+struct Gated {
+    part: Arc<Part>,
+    /// Whether the write has begun, and whether it may go on.
+    gate: Mutex<(bool, bool)>,
+    opened: Condvar,
+}
+
+impl Sink for Gated {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut gate = self.gate.lock().unwrap();
+        gate.0 = true;
+        drop(self.opened.wait_while(gate, |gate| !gate.1).unwrap());
+        self.part.write_at(offset, bytes)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.part.read_at(offset, into)
+    }
+}
+
+#[tokio::test]
+async fn a_pull_that_is_dropped_while_it_writes_writes_nothing_twice() {
+    let bytes = noise(12_000_000, 31);
+    let manifest = manifest_of(&bytes, Layout::of_file(12_000_000).unwrap());
+    let offered = Offered::with_manifest(Bytes::new(bytes.clone()), manifest.clone());
+    let sink = Arc::new(Gated {
+        part: Part::new(bytes.len()),
+        gate: Mutex::default(),
+        opened: Condvar::new(),
+    });
+    let object = ObjectRef::new(7, bytes.len() as u64).unwrap();
+    let budget = Budget::default();
+    let mut pull =
+        Pull::new("the server", "the model", object, sink.clone(), &budget).manifest(manifest);
+    {
+        let (stream, _task) = served(&offered);
+        let mut over = std::pin::pin!(pull.over(stream));
+        while !sink.gate.lock().unwrap().0 {
+            tokio::select! {
+                biased;
+                _ = &mut over => panic!("it waits to write"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    let (stream, _task) = served(&offered);
+    let let_through = async {
+        // Long enough for all that does not wait for the disk.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        sink.gate.lock().unwrap().1 = true;
+        sink.opened.notify_all();
+    };
+    let (pulled, ()) = soon(async { tokio::join!(pull.over(stream), let_through) }).await;
+    assert_eq!(pulled.unwrap().counters.bad_blocks, 0);
+    assert!(sink.part.state().bytes == bytes);
+    assert_eq!(sink.part.state().written, bytes.len() as u64);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
+async fn transfers_that_begin_in_the_middle_of_a_frame_do_no_harm_to_it() {
+    let bytes = noise(1_000_000, 32);
+    let manifest = manifest_of(&bytes, Layout::of_file(1_000_000).unwrap());
+    let (near, mut far) = pipe(1024);
+    let (known, payload) = (manifest.clone(), bytes.clone());
+    let (begun, mut middle) = watch::channel(false);
+    let (others, mut joined) = watch::channel(false);
+    let peer = tokio::spawn(async move {
+        let mut head = [0; 32];
+        far.read_exact(&mut head).await.unwrap();
+        let transfer = Head::decode(&head).unwrap().transfer;
+        let length = known.encoded().len() as u64;
+        let mut offer = Head::new(Kind::Offer, transfer, length, 1_000_000);
+        offer.payload = 32;
+        far.write_all(&offer.encode()).await.unwrap();
+        far.write_all(&known.root().0).await.unwrap();
+        far.read_exact(&mut head).await.unwrap();
+        for (at, piece) in payload.chunks(200_000).enumerate() {
+            let mut data = Head::new(Kind::Data, transfer, at as u64 * 200_000, 0);
+            data.payload = piece.len() as u32;
+            far.write_all(&data.encode()).await.unwrap();
+            let (first, rest) = piece.split_at(100_000);
+            far.write_all(first).await.unwrap();
+            if at == 2 {
+                begun.send_replace(true);
+                joined.wait_for(|joined| *joined).await.unwrap();
+            }
+            far.write_all(rest).await.unwrap();
+        }
+        far.read_exact(&mut head).await.unwrap();
+        assert_eq!(Head::decode(&head).unwrap().kind, Kind::Close);
+    });
+    let part = Part::new(bytes.len());
+    let object = ObjectRef::new(7, 1_000_000).unwrap();
+    let budget = Budget::new(4 << 20);
+    let mut pull =
+        Pull::new("the server", "the model", object, part.clone(), &budget).manifest(manifest);
+    let joining = async {
+        middle.wait_for(|begun| *begun).await.unwrap();
+        let shares: Vec<_> = (0..15).map(|n| budget.join(&format!("site-{n}"))).collect();
+        others.send_replace(true);
+        shares
+    };
+    let (pulled, _shares) = soon(async { tokio::join!(pull.over(near), joining) }).await;
+    assert_eq!(pulled.unwrap().counters.bad_blocks, 0);
+    assert!(part.state().bytes == bytes);
+    soon(peer).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_was_complete_is_compared_and_not_pulled_again() {
+    let bytes = noise(9_000_000, 33);
+    let offered = offer_file(&bytes);
+    for (damaged, pulled_again) in [(None, 0), (Some(5_000_000_usize), 4 << 20)] {
+        let mut state = PartState {
+            bytes: bytes.clone(),
+            received: std::iter::once(0..9_000_000).collect(),
+            ..PartState::default()
+        };
+        if let Some(at) = damaged {
+            state.bytes[at] ^= 1;
+        }
+        let part = Part::from_state(state);
+        let (stream, _task) = served(&offered);
+        let pulled = soon(pull_into(&part, bytes.len()).over(stream))
+            .await
+            .unwrap();
+        assert_eq!(pulled.counters.pulled, pulled_again);
+        assert!(part.state().bytes == bytes);
+    }
+}
+
 #[tokio::test]
 async fn progress_is_told_up_to_the_end() {
     let bytes = noise(5_000_000, 18);
@@ -908,6 +1085,16 @@ async fn the_lease_ends_what_never_comes() {
         text.contains("within the lease of 900 s: no connection: nobody listens"),
         "{text}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_ends_a_connection_that_is_never_made() {
+    let mut pull = pull_into(&Part::new(1000), 1000);
+    let retrying = pull.retrying(std::future::pending::<Result<BoxStream, &str>>);
+    let day = Duration::from_secs(24 * 3600);
+    let error = tokio::time::timeout(day, retrying).await.unwrap();
+    let error = error.unwrap_err();
+    assert!(matches!(error.reason, PullFailure::LeaseEnded { .. }));
 }
 
 #[tokio::test]

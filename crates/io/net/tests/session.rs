@@ -755,6 +755,70 @@ async fn a_stolen_token_is_useless_with_another_certificate() {
 }
 
 #[tokio::test]
+async fn a_peer_that_opens_no_streams_is_hung_up_on_with_the_duration_connect() {
+    let federation = Federation::new(hasty()).await;
+    let site = federation.authority.site("silent").unwrap();
+    let mut control = raw(&federation, &site).await;
+    let hello = [8, 0, b'F', b'S', b'S', 0, 1, 1, 0, 2];
+    control.write_all(&hello).await.unwrap();
+    control.flush().await.unwrap();
+    let mut welcome = [0; 2 + 4 + 3 + 32];
+    within(control.read_exact(&mut welcome)).await.unwrap();
+    let (_send, connection) = h2::client::handshake(control).await.unwrap();
+    let driving = tokio::spawn(connection);
+    let far = within(federation.listener.accept()).await.unwrap_err();
+    assert!(matches!(far, AcceptError::TooSlow { .. }), "{far}");
+    // Nothing of it is left.
+    let _ = within(driving).await.unwrap();
+}
+
+#[tokio::test]
+async fn bulk_connections_that_come_at_once_are_no_more_than_agreed() {
+    let federation = Federation::new(options()).await;
+    let site = federation.authority.site("site-1").unwrap();
+    let mut control = raw(&federation, &site).await;
+    let hello = [8, 0, b'F', b'S', b'S', 0, 1, 1, 0, 1];
+    control.write_all(&hello).await.unwrap();
+    control.flush().await.unwrap();
+    let mut welcome = [0; 2 + 4 + 3 + 32];
+    within(control.read_exact(&mut welcome)).await.unwrap();
+    let (send, connection) = h2::client::handshake(control).await.unwrap();
+    let driving = tokio::spawn(connection);
+    let mut kept = Vec::new();
+    for kind in [1, 2] {
+        let request = http::Request::post("https://firesteel/").header("firesteel-kind", kind);
+        let mut send = send.clone().ready().await.unwrap();
+        kept.push(send.send_request(request.body(()).unwrap(), false).unwrap());
+    }
+    let session = within(federation.listener.accept()).await.unwrap();
+
+    let mut hello = vec![39, 0, b'F', b'S', b'S', 0, 1, 1, 1];
+    hello.extend(&welcome[9..]);
+    let mut greeted = Vec::new();
+    for _ in 0..4 {
+        let mut stream = raw(&federation, &site).await;
+        stream.write_all(&hello).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut welcome = [0; 2 + 4 + 1];
+        within(stream.read_exact(&mut welcome)).await.unwrap();
+        assert_eq!(welcome, [5, 0, b'F', b'S', b'S', 0, 1]);
+        greeted.push(stream);
+    }
+    let mut up = tokio::task::JoinSet::new();
+    let mut senders = Vec::new();
+    for stream in greeted {
+        let (send, connection) = h2::client::handshake(stream).await.unwrap();
+        senders.push(send);
+        up.spawn(connection);
+    }
+    for _ in 0..3 {
+        let _ = within(up.join_next()).await.unwrap();
+    }
+    assert_eq!(session.bulk_connections(), 1);
+    driving.abort();
+}
+
+#[tokio::test]
 async fn an_over_long_frame_ends_the_connection() {
     let federation = Federation::new(options()).await;
     let site = federation.authority.site("giant").unwrap();

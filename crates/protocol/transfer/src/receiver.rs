@@ -63,6 +63,9 @@ pub struct Receiver {
     only_done: usize,
     todo: Ranges,
     asked: Ranges,
+    /// What is asked, wish by wish as the sender counts them: `asked` makes one
+    /// range of those that touch.
+    wishes: VecDeque<Range<u64>>,
     /// Blocks that were checked.
     good: Vec<bool>,
     left: usize,
@@ -164,6 +167,7 @@ impl Receiver {
             only_done: 0,
             todo: Ranges::default(),
             asked: Ranges::default(),
+            wishes: VecDeque::new(),
             good: Vec::new(),
             left: 0,
             bad: BTreeMap::new(),
@@ -210,6 +214,7 @@ impl Receiver {
         for range in std::mem::take(&mut self.asked).iter() {
             self.wish(range);
         }
+        self.wishes.clear();
         self.stage = Stage::Cut;
     }
 
@@ -247,8 +252,9 @@ impl Receiver {
                     taken = more;
                 }
             }
-            Stage::Pulling => {
-                while taken < room && self.asked.len() < limits::TRANSFER_RANGES {
+            // When half of them were answered, as with the bytes of a window.
+            Stage::Pulling if self.wishes.len() <= limits::TRANSFER_RANGES / 2 => {
+                while taken < room && self.wishes.len() < limits::TRANSFER_RANGES {
                     let Some(range) = self.next_wish(room - taken) else {
                         break;
                     };
@@ -256,12 +262,8 @@ impl Receiver {
                     heads.push(Head::new(Kind::Want, transfer, range.start, length));
                     taken += length;
                     self.todo.remove(range.clone());
-                    self.asked.insert(range);
-                    // Ranges that touch are one in the set, but each is one to
-                    // the sender.
-                    if heads.len() >= limits::TRANSFER_RANGES / 2 {
-                        break;
-                    }
+                    self.asked.insert(range.clone());
+                    self.wishes.push_back(range);
                 }
             }
             _ => {}
@@ -423,7 +425,13 @@ impl Receiver {
         }
         self.offered = Some((root, length));
         self.progress_at = now;
-        if self.manifest.as_ref().is_some_and(|m| m.root() == root) {
+        if let Some(known) = self.manifest.as_ref().filter(|m| m.root() == root) {
+            if known.total() != self.object.length {
+                return Err(TransferError::Length {
+                    announced: self.object.length,
+                    offered: known.total(),
+                });
+            }
             let planned = !self.good.is_empty() || self.object.length == 0;
             if planned && self.manifest_bytes.is_empty() && self.planned() {
                 self.stage = Stage::Pulling;
@@ -498,6 +506,7 @@ impl Receiver {
         self.left = 0;
         self.todo = Ranges::default();
         self.asked = Ranges::default();
+        self.wishes.clear();
         self.twins.clear();
         self.copies.clear();
         // Whole blocks in the order asked for: a block is of use once it is checked.
@@ -561,6 +570,15 @@ impl Receiver {
     pub fn came(&mut self, offset: u64, length: u64, now: Time) {
         if length > 0 {
             self.asked.remove(offset..offset.saturating_add(length));
+            // They are answered in their order.
+            while let Some(wish) = self.wishes.front()
+                && self
+                    .asked
+                    .first_from(wish.start)
+                    .is_none_or(|left| left.start >= wish.end)
+            {
+                self.wishes.pop_front();
+            }
             self.counters.pulled += length;
             self.progress_at = now;
         }

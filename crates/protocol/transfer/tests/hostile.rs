@@ -453,3 +453,65 @@ fn a_frame_of_the_wrong_end_is_refused() {
         assert!(source.sender.handle(&head).is_err(), "{kind:?}");
     }
 }
+
+#[test]
+fn a_known_manifest_of_another_length_is_refused() {
+    let known = manifest(&noise(1000, 1), Layout::of_file(1000).unwrap());
+    let mut target = Target::new(2000);
+    target.receiver = target.receiver.with_manifest(known.clone());
+    let open = target.open();
+    let length = known.encoded().len() as u64;
+    let mut head = Head::new(Kind::Offer, open.transfer, length, 2000);
+    head.payload = 32;
+    let payload = known.root().0.to_vec();
+    let error = target.handle(&Frame { head, payload }, 32).unwrap_err();
+    assert!(matches!(error, TransferError::Length { .. }), "{error}");
+}
+
+#[test]
+fn a_manifest_of_more_parts_than_a_model_has_takes_no_memory_for_them() {
+    let mut bytes = b"FSMF\x01\x01\x0a".to_vec();
+    let mut count = limits::TREE_LEAVES + 2;
+    while count >= 0x80 {
+        bytes.push(count as u8 | 0x80);
+        count >>= 7;
+    }
+    bytes.push(count as u8);
+    bytes.extend([10, 1]);
+    bytes.extend([0; 32]);
+    bytes.extend([0, 1].repeat(limits::TREE_LEAVES + 1));
+    let root = Digest::of(&bytes);
+    // Not shown, should it be one: it is long.
+    let decoded = Manifest::decode(bytes.into(), &root).map(|_| ());
+    let error = decoded.unwrap_err();
+    assert!(
+        error.to_string().contains("more parts than a model"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_receiver_of_many_ranges_never_asks_for_more_of_them_than_a_sender_takes() {
+    let lengths: Vec<_> = (0..4000).map(|at| (40, at)).collect();
+    let (bytes, header) = model(&lengths);
+    let known = manifest(&bytes, Layout::of_model(&header));
+    let mut target = Target::new(bytes.len() as u64);
+    let tensors = known.tensors().iter();
+    let ranges = tensors.map(|part| part.offset..part.offset + part.length);
+    target.receiver = target
+        .receiver
+        .with_manifest(known.clone())
+        .only(ranges.collect());
+    let mut source = Source::new(bytes.clone(), known);
+    let offer = source.handle(&target.open()).unwrap().unwrap();
+    target.handle(&offer, 32).unwrap();
+    while !target.receiver.is_complete() {
+        for head in target.receiver.wants(1 << 20, target.now).0 {
+            source.handle(&head).unwrap();
+        }
+        let data = source.next(usize::MAX).unwrap();
+        target.handle(&data, data.payload.len()).unwrap();
+    }
+    let start = header.data_start() as usize;
+    assert!(target.bytes[start..] == bytes[start..]);
+}

@@ -39,7 +39,7 @@ pub enum MessageError {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToServer {
     /// One of the messages; none when it is of a later version.
-    #[prost(oneof = "to_server::Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "to_server::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub body: Option<to_server::Body>,
 }
 
@@ -69,6 +69,9 @@ pub mod to_server {
         /// The agent has stopped its part of the job; nothing follows.
         #[prost(message, tag = "7")]
         Stopped(super::Stopped),
+        /// The site cannot take part in the job.
+        #[prost(message, tag = "8")]
+        Declined(super::Declined),
     }
 }
 
@@ -218,6 +221,9 @@ pub struct StartJob {
     /// Which of the runs of this job it is.
     #[prost(string, tag = "5")]
     pub run: String,
+    /// Bytes of the job's model; zero when it is not known yet.
+    #[prost(uint64, tag = "6")]
+    pub model_length: u64,
 }
 
 /// A model, or where it lies.
@@ -425,6 +431,14 @@ pub struct Stopped {
     /// Trainers that had to be ended by force.
     #[prost(uint32, tag = "1")]
     pub forced: u32,
+}
+
+/// Why a site cannot take part in the job.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Declined {
+    /// Why.
+    #[prost(message, optional, tag = "1")]
+    pub failure: Option<FailureMessage>,
 }
 
 /// A task that is no longer wanted.

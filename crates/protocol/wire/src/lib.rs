@@ -19,6 +19,7 @@ pub mod control;
 pub mod options;
 pub mod snapshot;
 pub mod spec;
+pub mod stream;
 pub mod supervise;
 
 /// The first and, so far, only version of the protocol between roles.

@@ -877,6 +877,7 @@ mod tests {
             seed: u64::MAX,
             resume_round: Some(u32::MAX),
             run: "x".repeat(limits::NAME_LENGTH),
+            model_length: u64::MAX,
         };
         let body = Some(crate::control::to_site::Body::StartJob(start));
         assert!(crate::frame::encode(&crate::control::ToSite { body }).is_ok());

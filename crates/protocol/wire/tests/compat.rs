@@ -20,6 +20,7 @@ use firesteel_wire::control::*;
 use firesteel_wire::frame;
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
 use firesteel_wire::spec::JobSpec;
+use firesteel_wire::stream;
 use prost::Message;
 
 fn hex(bytes: &[u8]) -> String {
@@ -181,6 +182,37 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
             }),
         ),
         ("stopped", Body::Stopped(Stopped { forced: 1 })),
+        (
+            "hello-again",
+            Body::Hello(Hello {
+                protocol_min: 1,
+                protocol_max: 1,
+                site: "site-1".into(),
+                instance: u64::MAX,
+                lease_epoch: 7,
+                holds: vec![key()],
+                ..Hello::default()
+            }),
+        ),
+        (
+            "task-downloading",
+            Body::TaskProgress(TaskProgress {
+                key: Some(key()),
+                state: 1,
+                done: 300,
+                total: 1 << 40,
+            }),
+        ),
+        (
+            "declined",
+            Body::Declined(Declined {
+                failure: Some(FailureMessage::from(&Failure::new(
+                    FailureCode::DiskFull,
+                    Phase::Start,
+                    "no room",
+                ))),
+            }),
+        ),
     ];
     // A body that is added is missing here until it has its bytes.
     for (_, body) in &bodies {
@@ -191,6 +223,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
             | Body::Update(_)
             | Body::TaskFailed(_)
             | Body::Metric(_)
+            | Body::Declined(_)
             | Body::Stopped(_) => {}
         }
     }
@@ -225,6 +258,7 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                 seed: u64::MAX,
                 resume_round: None,
                 run: String::new(),
+                model_length: 0,
             }),
         ),
         (
@@ -235,6 +269,7 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                 seed: 7,
                 resume_round: Some(0),
                 run: "20261122-120000".into(),
+                model_length: 5_000_000_000,
             }),
         ),
         (
@@ -518,6 +553,40 @@ fn bridges_of_version_1_have_these_bytes() {
         expect_file!["../testdata/bridge-v1-from-agent.txt"],
         include_str!("../testdata/bridge-v1-from-agent.txt"),
         &from_agent(),
+    );
+}
+
+#[test]
+fn streams_between_sites_of_version_1_have_these_bytes() {
+    let ask = stream::Ask {
+        asker: "site-2".into(),
+        site: "site-1".into(),
+        id: "a1".into(),
+        name: "results/a.csv".into(),
+        wait: 1_000_000,
+        ticket: 300,
+    };
+    check(
+        expect_file!["../testdata/stream-v1-ask.txt"],
+        include_str!("../testdata/stream-v1-ask.txt"),
+        &[("ask", ask)],
+    );
+    let answer = |body| stream::Answer { body: Some(body) };
+    let found = stream::answer::Body::Found(stream::Found {
+        id: "a1".into(),
+        name: "weights".into(),
+        kind: bridge::StreamKind::Items.into(),
+        length: 300,
+    });
+    let refused = stream::answer::Body::Refused(bridge::Refused {
+        code: "not-offered".into(),
+        message: "site site-1 offers nothing under this ref to this site".into(),
+        hint: "site-1 offers \"weights\"".into(),
+    });
+    check(
+        expect_file!["../testdata/stream-v1-answer.txt"],
+        include_str!("../testdata/stream-v1-answer.txt"),
+        &[("found", answer(found)), ("refused", answer(refused))],
     );
 }
 

@@ -104,14 +104,26 @@ impl Outbox {
     /// Makes a block of `bytes`; the room comes back when it has been written or
     /// dropped.
     pub fn block(&self, bytes: Vec<u8>, room: Room) -> Bytes {
-        self.state.unwritten.fetch_add(1, Ordering::AcqRel);
         Bytes::from_owner(Block {
             bytes,
-            _room: room,
-            state: Arc::clone(&self.state),
             spare: Arc::clone(&self.spare),
             worth: self.block,
+            _unwritten: self.unwritten(room),
         })
+    }
+
+    /// The same of bytes that are somebody else's to reuse.
+    pub fn lent(&self, bytes: Bytes, room: Room) -> Bytes {
+        let _unwritten = self.unwritten(room);
+        Bytes::from_owner(Lent { bytes, _unwritten })
+    }
+
+    fn unwritten(&self, room: Room) -> Unwritten {
+        self.state.unwritten.fetch_add(1, Ordering::AcqRel);
+        Unwritten {
+            state: Arc::clone(&self.state),
+            _room: room,
+        }
     }
 
     /// Waits until all blocks have been written or dropped.
@@ -129,13 +141,37 @@ impl Outbox {
     }
 }
 
+/// Counts a block of its stream until it is dropped.
+struct Unwritten {
+    state: Arc<State>,
+    _room: Room,
+}
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        if self.state.unwritten.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.empty.wake();
+        }
+    }
+}
+
+struct Lent {
+    bytes: Bytes,
+    _unwritten: Unwritten,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 struct Block {
     bytes: Vec<u8>,
-    _room: Room,
-    state: Arc<State>,
     spare: Arc<Spare>,
     /// From what capacity on it is worth keeping.
     worth: usize,
+    _unwritten: Unwritten,
 }
 
 impl AsRef<[u8]> for Block {
@@ -151,10 +187,6 @@ impl Drop for Block {
         if bytes.capacity() >= self.worth && spare.len() < SPARE {
             bytes.clear();
             spare.push(bytes);
-        }
-        drop(spare);
-        if self.state.unwritten.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.state.empty.wake();
         }
     }
 }

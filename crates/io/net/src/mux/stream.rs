@@ -72,6 +72,23 @@ impl MuxStream {
         }
     }
 
+    /// Takes some of `bytes` without copying them; they are held until they were
+    /// written or the stream is over.
+    pub fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let live = self.live();
+        let (size, room) = ready!(live.poll_turn(cx, bytes.len()))?;
+        let block = live.outbox.lent(bytes.split_to(size), room);
+        live.send.send_data(block, false).map_err(broken)?;
+        Poll::Ready(Ok(size))
+    }
+
     fn live(&mut self) -> &mut Live {
         self.live.as_mut().expect("it is only taken when dropped")
     }

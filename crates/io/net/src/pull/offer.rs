@@ -27,6 +27,15 @@ pub trait Source: Send + Sync {
     /// When they cannot be read, or the file is not the one that was offered.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
 
+    /// Fills the start of `into` with what can be had without waiting for a disk,
+    /// and says how much that is. `into` beyond that may have any bytes.
+    ///
+    /// # Errors
+    /// As [`Source::read_at`].
+    fn read_cached_at(&self, _offset: u64, _into: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+
     /// What a person calls it.
     fn name(&self) -> String;
 
@@ -194,12 +203,14 @@ impl Offered {
         let total = layout.total();
         self.read.store(0, Ordering::Relaxed);
         let mut builder = ManifestBuilder::new(layout);
+        // Small enough that what was read is still in the nearest cache when it is
+        // hashed and summed.
         let mut window = vec![0; window_of(total)];
         while builder.fed() < total {
             let source = self.source.clone();
             // A step at a time, so that it ends soon after nobody waits for it.
             let step = move || {
-                for _ in 0..8 {
+                for _ in 0..32 {
                     let left = total - builder.fed();
                     let here = window_of(left).min(window.len());
                     let Some(into) = window.get_mut(..here).filter(|w| !w.is_empty()) else {
@@ -232,7 +243,8 @@ impl Offered {
 
 /// Bytes to take at a time of so many.
 fn window_of(length: u64) -> usize {
-    usize::try_from(length).map_or(limits::TRANSFER_BATCH, |l| l.min(limits::TRANSFER_BATCH))
+    let most = limits::TRANSFER_PAYLOAD;
+    usize::try_from(length).map_or(most, |length| length.min(most))
 }
 
 /// Runs what may wait for a disk, or hashes, outside of the runtime's threads.

@@ -322,19 +322,22 @@ impl Pull {
         let mut backoff = Backoff::default();
         let mut had = self.counters();
         let mut last_progress = Instant::now();
+        let lease = self.durations.lease;
         let cancel = self.cancel.clone();
         loop {
+            let left = lease.saturating_sub(last_progress.elapsed());
             let connected = tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(self.failed(PullFailure::Canceled)),
-                connected = connect() => connected,
+                connected = tokio::time::timeout(left, connect()) => connected,
             };
             let failure = match connected {
-                Ok(stream) => match self.over(stream).await {
+                Ok(Ok(stream)) => match self.over(stream).await {
                     Ok(pulled) => return Ok(pulled),
                     Err(error) => error.reason,
                 },
-                Err(error) => PullFailure::Connect(error.to_string()),
+                Ok(Err(error)) => PullFailure::Connect(error.to_string()),
+                Err(_) => PullFailure::Connect("none came about".to_owned()),
             };
             if !failure.is_passing() {
                 return Err(self.failed(failure));
@@ -345,7 +348,6 @@ impl Pull {
                 last_progress = Instant::now();
                 backoff.progressed();
             }
-            let lease = self.durations.lease;
             if last_progress.elapsed() >= lease {
                 let last = Box::new(failure);
                 return Err(self.failed(PullFailure::LeaseEnded { lease, last }));
@@ -452,11 +454,9 @@ impl Pull {
         share: &mut Share,
         reading: &mut Reading,
     ) -> Result<Pulled, PullFailure> {
+        // What a future that was dropped had begun: the disk comes back with it.
+        self.finish_job().await?;
         let now = self.now();
-        if self.disk.is_none() {
-            // A future that was dropped took it along.
-            self.receiver = None;
-        }
         if self.receiver.is_none() {
             let mut receiver = Receiver::new(self.object, self.durations.idle)?;
             if let Some(only) = &self.only {
@@ -477,7 +477,7 @@ impl Pull {
         loop {
             // One size for the whole turn: it changes as other transfers come and go.
             let size = batch_size(share);
-            self.next_job(size);
+            self.next_job(size, reading.has_begun());
             if self.is_complete() {
                 let receiver = self.receiver();
                 let manifest = receiver.manifest().cloned();
@@ -683,8 +683,9 @@ impl Pull {
         self.local = local;
     }
 
-    /// Gives the disk something to do, if it is free and there is something.
-    fn next_job(&mut self, size: usize) {
+    /// Gives the disk something to do, if it is free and there is something. A
+    /// batch into which a frame is being read stays until that is whole.
+    fn next_job(&mut self, size: usize, reading: bool) {
         if self.job.is_some() {
             return;
         }
@@ -697,7 +698,7 @@ impl Pull {
             .batch
             .as_ref()
             .is_some_and(|batch| !batch.is_empty() && (batch.is_full(size) || asked == 0));
-        if full && !starts {
+        if full && !starts && !reading {
             self.hand_over();
         } else if !self.local.is_empty() {
             let work = disk::some_local(&mut self.local);
@@ -845,9 +846,16 @@ impl Reading {
     /// Room in the batch that the frame needs, before its first byte is read.
     fn needs_room(&self) -> Option<usize> {
         match self {
-            Self::Data { length, .. } => Some(*length),
+            Self::Data {
+                length, filled: 0, ..
+            } => Some(*length),
             _ => None,
         }
+    }
+
+    /// Whether the batch holds some of a frame's bytes, but not all.
+    fn has_begun(&self) -> bool {
+        matches!(self, Self::Data { filled: 1.., .. })
     }
 
     /// What came of a frame that will not end.

@@ -1,21 +1,24 @@
 //! The end that has the file.
 
 use std::fmt::Write as _;
+use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use firesteel_base::{Durations, limits};
 use firesteel_transfer::frame::Head;
 use firesteel_transfer::{
     Budget, Manifest, ObjectRef, RefusalCode, Sender, SenderEvent, Share, TransferError, Work,
     WorkKind,
 };
-use tokio::io::{AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::buffers::Buffers;
 use super::frames::{HeadReader, flush};
+use super::halves::Halves;
 use super::offer::{OfferError, Offered, Offers, blocking};
 use crate::BoxStream;
 
@@ -101,15 +104,15 @@ pub async fn serve(
     offers: &dyn Offers,
     serving: &Serving,
 ) -> Result<Served, ServeError> {
-    let (read, write) = tokio::io::split(stream);
+    let stream = Halves::new(stream);
     let desk = Desk {
         state: Mutex::default(),
         changed: Notify::new(),
         serving,
     };
     let ended = tokio::select! {
-        ended = desk.listen(read) => ended,
-        ended = desk.send(write, offers) => ended,
+        ended = desk.listen(&stream) => ended,
+        ended = desk.send(&stream, offers) => ended,
     };
     let mut state = desk.state();
     state.served.late_frames = state.sender.late();
@@ -152,7 +155,7 @@ enum Busy {
 
 /// A batch of frames, ready to be written.
 struct Batch {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     /// Bytes of files in it.
     data: u64,
 }
@@ -163,7 +166,7 @@ impl Desk<'_> {
     }
 
     /// Takes what the receiver says.
-    async fn listen(&self, mut stream: ReadHalf<BoxStream>) -> Result<(), ServeError> {
+    async fn listen(&self, mut stream: &Halves) -> Result<(), ServeError> {
         let mut heads = HeadReader::default();
         let idle = self.serving.durations.idle;
         loop {
@@ -215,37 +218,31 @@ impl Desk<'_> {
 
     /// Answers, and sends what is wanted: one batch is read while another is
     /// written.
-    async fn send(
-        &self,
-        mut stream: WriteHalf<BoxStream>,
-        offers: &dyn Offers,
-    ) -> Result<(), ServeError> {
+    async fn send(&self, stream: &Halves, offers: &dyn Offers) -> Result<(), ServeError> {
         let share = self.serving.budget.join(&self.serving.peer);
-        let mut spare: Vec<Vec<u8>> = Vec::new();
+        let buffers = Buffers::default();
         let mut ready: Option<Batch> = None;
         loop {
             let opened = self.state().opened.take();
             if let Some(object) = opened {
-                self.answer(&mut stream, offers, object).await?;
+                self.answer(stream, offers, object).await?;
                 continue;
             }
-            let next = self.next_batch(&share, &mut spare);
-            let (written, read) = tokio::join!(self.write(&mut stream, ready.take()), next);
-            if let Some(bytes) = written? {
-                spare.push(bytes);
-            }
+            let next = self.next_batch(&share, &buffers);
+            let (written, read) = tokio::join!(self.write(stream, ready.take()), next);
+            written?;
             match read {
                 Ok(Some(batch)) => ready = Some(batch),
                 Ok(None) => {
-                    self.flush(&mut stream).await?;
+                    self.flush(stream).await?;
                     if self.rests() {
                         // A stream that is asked nothing holds no buffers.
-                        spare.clear();
+                        buffers.shrink();
                         // What came since leaves its notice.
                         self.changed.notified().await;
                     }
                 }
-                Err(refusal) => self.write_raw(&mut stream, &refusal).await?,
+                Err(refusal) => self.write_raw(stream, refusal.into()).await?,
             }
         }
     }
@@ -263,14 +260,14 @@ impl Desk<'_> {
     /// The answer to an `Open`.
     async fn answer(
         &self,
-        stream: &mut WriteHalf<BoxStream>,
+        stream: &Halves,
         offers: &dyn Offers,
         object: ObjectRef,
     ) -> Result<(), ServeError> {
         let Some(offered) = offers.find(&self.serving.peer, object.id) else {
             let sentence = format!("object {} is not offered here", object.id);
             let frame = refusal(&mut self.state().sender, RefusalCode::Gone, &sentence);
-            return self.write_raw(stream, &frame).await;
+            return self.write_raw(stream, frame.into()).await;
         };
         let manifest = {
             let every = (self.serving.durations.idle / 8).min(Duration::from_secs(1));
@@ -280,7 +277,8 @@ impl Desk<'_> {
                     Ok(made) => break made,
                     Err(_) => {
                         let head = self.state().sender.wait(offered.read());
-                        self.write_raw(stream, &head.encode()).await?;
+                        let frame = Bytes::copy_from_slice(&head.encode());
+                        self.write_raw(stream, frame).await?;
                         self.flush(stream).await?;
                     }
                 }
@@ -303,15 +301,18 @@ impl Desk<'_> {
                 Err(error) => refuse_for(&mut state.sender, &error),
             }
         };
-        self.write_raw(stream, &frame).await
+        self.write_raw(stream, frame.into()).await
     }
 
     /// Reads the next batch; the frame to send instead when that fails.
-    async fn next_batch(
-        &self,
-        share: &Share,
-        spare: &mut Vec<Vec<u8>>,
-    ) -> Result<Option<Batch>, Vec<u8>> {
+    async fn next_batch(&self, share: &Share, buffers: &Buffers) -> Result<Option<Batch>, Vec<u8>> {
+        {
+            let state = self.state();
+            if state.offered.is_none() || state.sender.is_idle() {
+                return Ok(None);
+            }
+        }
+        let mut buffer = buffers.take().await;
         let (works, offered, manifest) = {
             let mut state = self.state();
             let Some(offered) = state.offered.clone() else {
@@ -324,14 +325,33 @@ impl Desk<'_> {
             let manifest = offered.known_manifest().cloned();
             (works, offered, manifest)
         };
-        let mut bytes = spare.pop().unwrap_or_default();
         let source = offered.source().clone();
-        let read = blocking(move || {
-            fill(&mut bytes, &works, &*source, manifest.as_deref())
-                .map(|data| Batch { bytes, data })
+        // What lies in memory is read at once: another thread would have to be
+        // woken, and would find its bytes in no cache of its own.
+        let manifest = manifest.as_deref();
+        let cached = fill(&mut buffer.bytes, &works, manifest, |offset, into| {
+            Ok(source.read_cached_at(offset, into)? == into.len())
         });
-        match read.await {
-            Ok(batch) => Ok(Some(batch)),
+        let read = match cached {
+            Ok(None) => {
+                let manifest = offered.known_manifest().cloned();
+                let read = move || {
+                    let manifest = manifest.as_deref();
+                    let data = fill(&mut buffer.bytes, &works, manifest, |offset, into| {
+                        source.read_at(offset, into).map(|()| true)
+                    })?;
+                    Ok((buffer, data.unwrap_or(0)))
+                };
+                blocking(read).await
+            }
+            Ok(Some(data)) => Ok((buffer, data)),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok((buffer, data)) => Ok(Some(Batch {
+                bytes: buffer.freeze(),
+                data,
+            })),
             Err(error) => {
                 let mut state = self.state();
                 state.offered = None;
@@ -340,29 +360,21 @@ impl Desk<'_> {
         }
     }
 
-    async fn write(
-        &self,
-        stream: &mut WriteHalf<BoxStream>,
-        batch: Option<Batch>,
-    ) -> Result<Option<Vec<u8>>, ServeError> {
+    async fn write(&self, stream: &Halves, batch: Option<Batch>) -> Result<(), ServeError> {
         let Some(batch) = batch else {
-            return Ok(None);
+            return Ok(());
         };
-        self.write_raw(stream, &batch.bytes).await?;
+        self.write_raw(stream, batch.bytes).await?;
         self.state().served.bytes += batch.data;
-        Ok(Some(batch.bytes))
+        Ok(())
     }
 
-    async fn write_raw(
-        &self,
-        stream: &mut (impl AsyncWrite + Unpin),
-        bytes: &[u8],
-    ) -> Result<(), ServeError> {
+    async fn write_raw(&self, stream: &Halves, mut rest: Bytes) -> Result<(), ServeError> {
         let Durations { idle, lease, .. } = self.serving.durations;
-        let mut rest = bytes;
         let mut taken_at = Instant::now();
         while !rest.is_empty() {
-            let written = match tokio::time::timeout(idle, stream.write(rest)).await {
+            let write = poll_fn(|cx| stream.poll_give(cx, &mut rest));
+            let written = match tokio::time::timeout(idle, write).await {
                 Ok(written) => written.and_then(|written| match written {
                     0 => Err(io::ErrorKind::WriteZero.into()),
                     written => Ok(written),
@@ -371,15 +383,14 @@ impl Desk<'_> {
                 Err(_) if self.state().is_heard(idle) && taken_at.elapsed() < lease => continue,
                 Err(elapsed) => Err(elapsed.into()),
             };
-            let written = written.map_err(|source| self.lost(source))?;
+            written.map_err(|source| self.lost(source))?;
             taken_at = Instant::now();
-            rest = rest.get(written..).unwrap_or_default();
         }
         Ok(())
     }
 
-    async fn flush(&self, stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), ServeError> {
-        let flushed = flush(stream, self.serving.durations.idle).await;
+    async fn flush(&self, mut stream: &Halves) -> Result<(), ServeError> {
+        let flushed = flush(&mut stream, self.serving.durations.idle).await;
         flushed.map_err(|source| self.lost(source))
     }
 
@@ -427,13 +438,13 @@ pub(super) fn batch_size(share: &Share) -> usize {
 }
 
 /// Fills `bytes` with these frames, reading straight to where each payload goes;
-/// how many bytes of the file they are.
+/// how many bytes of the file they are, or `None` when `read` could not have some.
 fn fill(
     bytes: &mut Vec<u8>,
     works: &[Work],
-    source: &dyn super::Source,
     manifest: Option<&Manifest>,
-) -> io::Result<u64> {
+    read: impl Fn(u64, &mut [u8]) -> io::Result<bool>,
+) -> io::Result<Option<u64>> {
     let needed: usize = works
         .iter()
         .map(|work| firesteel_transfer::frame::HEAD + work.head.payload as usize)
@@ -449,7 +460,9 @@ fn fill(
         at_head.copy_from_slice(&head);
         match work.kind {
             WorkKind::Data => {
-                source.read_at(work.head.offset, payload)?;
+                if !read(work.head.offset, payload)? {
+                    return Ok(None);
+                }
                 data += payload.len() as u64;
             }
             WorkKind::Manifest => {
@@ -462,7 +475,7 @@ fn fill(
             }
         }
     }
-    Ok(data)
+    Ok(Some(data))
 }
 
 fn refusal(sender: &mut Sender, code: RefusalCode, sentence: &str) -> Vec<u8> {

@@ -21,10 +21,16 @@ pub(super) enum LinkMessage {
     WantBulk(u8),
     /// This end closes the session, for this reason.
     Closing(String),
+    /// A few bytes behind a ping or its answer; see [`follow`].
+    Filler {
+        /// Whether the peer is to send some, too.
+        answer: bool,
+    },
 }
 
 const WANT_BULK: u8 = 1;
 const CLOSING: u8 = 2;
+const FILLER: u8 = 3;
 
 impl LinkMessage {
     pub fn closing(why: &str) -> Self {
@@ -35,6 +41,7 @@ impl LinkMessage {
         let mut body = Vec::new();
         match self {
             Self::WantBulk(count) => body.extend([WANT_BULK, *count]),
+            Self::Filler { answer } => body.extend([FILLER, u8::from(*answer)]),
             Self::Closing(why) => {
                 body.push(CLOSING);
                 let room = limits::SESSION_MESSAGE - body.len();
@@ -51,6 +58,9 @@ impl LinkMessage {
     fn decode(body: &[u8]) -> Option<Self> {
         match body.split_first()? {
             (&WANT_BULK, rest) => rest.first().copied().map(Self::WantBulk),
+            (&FILLER, rest) => Some(Self::Filler {
+                answer: rest.first() == Some(&1),
+            }),
             (&CLOSING, why) => Some(Self::Closing(
                 String::from_utf8_lossy(why)
                     .chars()
@@ -63,16 +73,35 @@ impl LinkMessage {
 }
 
 /// Starts the tasks of a session.
-pub(super) fn start(shared: &Arc<Shared>, link: Link, messages: mpsc::Receiver<LinkMessage>) {
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    link: Link,
+    messages: mpsc::Receiver<LinkMessage>,
+    followed: mpsc::Receiver<Followed>,
+) {
     let (reading, writing) = tokio::io::split(link.0);
-    tokio::spawn(write(writing, messages));
+    let (fill, fillers) = mpsc::channel(1);
+    tokio::spawn(write(writing, messages, fillers));
+    tokio::spawn(follow(followed, fill));
     tokio::spawn(read(Arc::downgrade(shared), reading));
     tokio::spawn(beat(Arc::clone(shared)));
     tokio::spawn(watch(Arc::clone(shared)));
 }
 
-async fn write(mut stream: WriteHalf<MuxStream>, mut messages: mpsc::Receiver<LinkMessage>) {
-    while let Some(message) = messages.recv().await {
+async fn write(
+    mut stream: WriteHalf<MuxStream>,
+    mut messages: mpsc::Receiver<LinkMessage>,
+    mut fillers: mpsc::Receiver<LinkMessage>,
+) {
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = messages.recv() => message,
+            Some(filler) = fillers.recv() => Some(filler),
+        };
+        let Some(message) = message else {
+            return;
+        };
         let written = async {
             stream.write_all(&message.encode()).await?;
             stream.flush().await
@@ -80,6 +109,40 @@ async fn write(mut stream: WriteHalf<MuxStream>, mut messages: mpsc::Receiver<Li
         // Whoever watches the connection says why it failed.
         if written.await.is_err() {
             return;
+        }
+    }
+}
+
+/// What small frames are to follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Followed {
+    /// A ping of this end's: the peer's answer is to be followed, too.
+    Ping,
+    /// An answer to the peer's.
+    Answer,
+}
+
+/// The round trip from which on pings are followed: on shorter ones TCP's timer is
+/// no slower than what it saves.
+pub(super) const FOLLOW_FROM: Duration = Duration::from_millis(50);
+
+/// TCP takes a packet for lost when it hears of three later ones.
+const FOLLOWERS: u32 = 3;
+
+/// Between them, so that each is a packet of its own and one burst does not lose
+/// them all.
+const FOLLOW_GAP: Duration = Duration::from_millis(3);
+
+/// Sends small frames behind pings and answers. Where a lone packet is lost, its
+/// sender hears nothing and waits for a timer; with others behind it, it is known
+/// within a round trip.
+async fn follow(mut followed: mpsc::Receiver<Followed>, fill: mpsc::Sender<LinkMessage>) {
+    while let Some(what) = followed.recv().await {
+        for number in 0..FOLLOWERS {
+            tokio::time::sleep(FOLLOW_GAP).await;
+            let answer = what == Followed::Ping && number == 0;
+            // Where one still waits, the line is busy and has enough that follows.
+            let _ = fill.try_send(LinkMessage::Filler { answer });
         }
     }
 }
@@ -102,7 +165,11 @@ async fn read(shared: Weak<Shared>, mut stream: ReadHalf<MuxStream>) {
                 }
             }
             Some(LinkMessage::Closing(why)) => shared.over(CloseReason::Peer(why), ""),
-            None => {}
+            Some(LinkMessage::Filler { answer: true }) => {
+                // One that asks faster than it is answered gets fewer.
+                let _ = shared.followed.try_send(Followed::Answer);
+            }
+            Some(LinkMessage::Filler { answer: false }) | None => {}
         }
     }
 }

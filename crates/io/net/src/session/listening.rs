@@ -19,6 +19,7 @@ use super::hello::{
 use super::link::Link;
 use super::{Kind, Options, Origin, Parts, Session, Shared, Side, lock, multiplexed};
 use crate::identity::{Identity, Peer, PeerName};
+use crate::mux::Connection;
 use crate::tcp::{self, CongestionError, Purpose};
 use crate::tls::{self, HandshakeError, TlsStream};
 
@@ -352,6 +353,7 @@ impl Door {
         let main = multiplexed(tls, Side::Accepted, shape, arrivals.clone())
             .await
             .map_err(io)?;
+        let unfinished = Unfinished(Some(main.clone()));
         let damaged = || AcceptError::Protocol {
             peer: peer.name.clone(),
             address,
@@ -374,13 +376,7 @@ impl Door {
                 source: HandshakeError::Ended,
             }),
         };
-        let (control, link) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                main.close();
-                return Err(error);
-            }
-        };
+        let (control, link) = opened?;
         let (session, shared) = Session::start(Parts {
             peer,
             address,
@@ -393,6 +389,7 @@ impl Door {
             incoming,
             arrivals,
         });
+        unfinished.keep();
         known.send_replace(Some(Arc::downgrade(&shared)));
         Ok(session)
     }
@@ -449,6 +446,24 @@ impl Door {
             .map_err(io)?;
         session.add_bulk(connection);
         Ok(())
+    }
+}
+
+/// A connection whose session is not there yet. It ends with the handshake, also
+/// when that takes too long: its task holds it.
+struct Unfinished(Option<Connection>);
+
+impl Unfinished {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.close();
+        }
     }
 }
 

@@ -13,6 +13,10 @@ const MAGIC: &[u8; 4] = b"FSMF";
 /// The version of the encoding.
 const VERSION: u8 = 1;
 
+/// A model's head and its tensors. Each costs far more memory than the two bytes
+/// that an empty one takes here.
+const MOST_PARTS: usize = limits::TREE_LEAVES + 1;
+
 /// Bits of a part's flags.
 const FINITE: u8 = 1;
 /// A norm other than zero follows.
@@ -76,6 +80,9 @@ pub(super) fn decode(bytes: Arc<[u8]>, root: &Digest) -> Result<Manifest, Manife
         .ok()
         .filter(|count| *count <= input.bytes.len() / 2)
         .ok_or_else(|| input.malformed("more parts than bytes"))?;
+    if count > MOST_PARTS {
+        return Err(input.malformed("more parts than a model has"));
+    }
     if count == 0 || (!model && count != 1) {
         return Err(input.malformed("a number of parts that no such file has"));
     }

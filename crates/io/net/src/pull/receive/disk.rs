@@ -68,6 +68,10 @@ impl Batch {
     }
 }
 
+/// Bytes that are written and hashed at a time: a frame's, which lie in the
+/// nearer caches together with what the kernel makes of them.
+const WINDOW: usize = limits::TRANSFER_PAYLOAD;
+
 /// What need not be pulled.
 pub(super) enum Local {
     /// An earlier try wrote the block.
@@ -106,9 +110,12 @@ pub(super) fn some_local(local: &mut VecDeque<Local>) -> Vec<Local> {
     some
 }
 
-/// What an earlier try left, if it is of the same file.
+/// What an earlier try left, if it is of the same file. Where nothing is noted that
+/// shows only when it is compared with its digests, as all of it is: so it is with
+/// a file that was complete, whose note went when it was put in place.
 pub(super) fn claims(sink: &dyn Sink, manifest: &Manifest) -> Ranges {
-    if sink.note() == manifest.root().0 {
+    let note = sink.note();
+    if note.is_empty() || note == manifest.root().0 {
         let total = manifest.total();
         let received = sink.received().into_iter();
         received
@@ -172,9 +179,14 @@ impl Disk {
         for (offset, length) in &batch.pieces {
             let (piece, after) = rest.split_at((*length).min(rest.len()));
             rest = after;
-            self.sink.write_at(*offset, piece)?;
-            if let Some(checker) = &mut self.checker {
-                checker.feed(*offset, piece, &mut found);
+            let mut offset = *offset;
+            // So little that what was written is still near when it is hashed.
+            for window in piece.chunks(WINDOW) {
+                self.sink.write_at(offset, window)?;
+                if let Some(checker) = &mut self.checker {
+                    checker.feed(offset, window, &mut found);
+                }
+                offset += window.len() as u64;
             }
         }
         let mut report = Report::default();
