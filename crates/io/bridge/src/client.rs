@@ -477,8 +477,12 @@ impl BridgeClient {
     /// # Errors
     /// [`ClientError`].
     pub fn withdraw(&self, id: String, check: Check<'_>) -> Result<(), ClientError> {
-        self.ask(from_trainer::Body::Withdraw(say::Withdraw { id }), None, check)
-            .map(drop)
+        self.ask(
+            from_trainer::Body::Withdraw(say::Withdraw { id }),
+            None,
+            check,
+        )
+        .map(drop)
     }
 
     /// Asks for what somebody offers, under the same conditions; waits until it is

@@ -81,12 +81,7 @@ impl Mapping {
         // SAFETY: the mapping is private, and a model file is immutable from the
         // moment it has its name: it is written aside, renamed, and locked
         // against removal by the description that is mapped here.
-        match unsafe {
-            MmapOptions::new()
-                .offset(offset)
-                .len(bytes)
-                .map_copy(&file)
-        } {
+        match unsafe { MmapOptions::new().offset(offset).len(bytes).map_copy(&file) } {
             Ok(mapped) => Ok(Self(Kind::Mapped(mapped, file, offset))),
             Err(_) => Self::copy_of(&file, offset, bytes),
         }

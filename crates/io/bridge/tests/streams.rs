@@ -223,7 +223,10 @@ async fn a_trainer_that_leaves_gives_up_its_fetch() {
         .await
         .err()
         .unwrap();
-    assert!(error.to_string().contains("connections for streams"), "{error}");
+    assert!(
+        error.to_string().contains("connections for streams"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -45,9 +45,8 @@ impl CarryError {
     /// Whether a disk had no room for it.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Object(ObjectError::Store(error)) | Self::Incoming(IncomingError::Store(error)) => {
-                error.is_full()
-            }
+            Self::Object(ObjectError::Store(error))
+            | Self::Incoming(IncomingError::Store(error)) => error.is_full(),
             Self::Pull(error) => error.is_disk_full(),
             Self::NoRoom { .. } => true,
             _ => false,

@@ -3,13 +3,15 @@
 //!
 //! Roles hold a [`Carrier`] and do not know which of the two it is.
 //!
-//! Never: decides what is offered to whom, looks into a model beyond its header,
-//! or holds more of one in memory than windows of a transfer.
+//! Never: decides what is offered to whom or which filters it goes through, or
+//! holds more of a model in memory than windows of it.
 //!
 //! Start at [`Carrier`].
 
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
+
+pub mod filter;
 
 mod dial;
 mod error;
@@ -17,6 +19,7 @@ mod live;
 mod local;
 mod progress;
 mod remote;
+mod stream;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ pub use live::LiveModel;
 pub use local::Local;
 pub use progress::Progress;
 pub use remote::{Depot, Remote};
+pub use stream::Relay;
 
 /// The ways of models to and from one peer.
 ///
@@ -47,6 +51,10 @@ pub trait Carrier: Send + Sync {
 
     /// Ends what was offered under this name.
     fn withdraw(&self, name: Offer);
+
+    /// A round is over for good: what was left half of earlier fetches is of no
+    /// further use.
+    fn tidy(&self) {}
 
     /// The model that the peer named, when nothing has to travel for it.
     fn here(&self, object: &Object) -> Option<ModelObject>;

@@ -18,6 +18,9 @@ use tokio::task::AbortHandle;
 use crate::remote::Shared;
 use crate::{CarryError, Order};
 
+/// Bytes that wait between the pull and the fold, which holds windows of its own.
+const AHEAD: usize = 1024 * 1024;
+
 /// A model that lies at its peer and is read from there, once, front to back.
 pub struct LiveModel {
     shared: Arc<Shared>,
@@ -75,6 +78,11 @@ impl LiveModel {
         &self.header
     }
 
+    /// Whether it is in a form in which models only travel.
+    pub fn is_encoded(&self) -> bool {
+        firesteel_codec::chain::is_encoded(&self.header).unwrap_or(true)
+    }
+
     /// What its manifest says of them, in the order of the header's.
     pub fn facts(&self) -> &[Facts] {
         &self.facts
@@ -98,10 +106,11 @@ impl LiveSource for LiveModel {
             .pull(&self.name, self.object, sink)
             .manifest(Arc::clone(&self.manifest))
             .only(ranges.to_vec());
-        let (shared, told) = (Arc::clone(&self.shared), Arc::clone(&passing));
+        lock(&passing.state).wanted = first_of(ranges);
+        let (shared, told) = (Arc::clone(&self.shared), Ending(Arc::clone(&passing)));
         let pulling = self.runtime.spawn(async move {
             let pulled = pull.retrying(|| shared.stream()).await;
-            told.ended(pulled.err().map(io::Error::other));
+            told.0.ended(pulled.err().map(io::Error::other));
         });
         Ok(Box::new(Reading {
             passing,
@@ -159,6 +168,8 @@ struct Passed {
     held: usize,
     /// Those of them that are right.
     verified: BTreeMap<u64, u64>,
+    /// The byte that is read next.
+    wanted: u64,
     ended: bool,
     error: Option<io::Error>,
     /// Nobody reads any more.
@@ -166,19 +177,41 @@ struct Passed {
 }
 
 impl Passing {
+    /// Nothing follows; only the first time counts.
     fn ended(&self, error: Option<io::Error>) {
         let mut state = lock(&self.state);
-        state.ended = true;
-        state.error = error;
-        self.changed.notify_all();
+        if !state.ended {
+            state.ended = true;
+            state.error = error;
+            self.changed.notify_all();
+        }
     }
 }
+
+/// Whoever reads is told of the end, also when the pull is dropped or panics.
+struct Ending(Arc<Passing>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended(Some(io::ErrorKind::BrokenPipe.into()));
+    }
+}
+
+/// The first byte of the ranges that is in one.
+fn first_of(ranges: &[Range<u64>]) -> u64 {
+    let first = ranges.iter().find(|range| !range.is_empty());
+    first.map_or(u64::MAX, |range| range.start)
+}
+
+/// Bytes that may wait when those that are wanted are not among them: what may be
+/// on its way at once, and blocks that came damaged.
+const ASTRAY: u64 = AHEAD as u64 + limits::TRANSFER_WINDOW + 2 * limits::TRANSFER_BLOCK;
 
 impl Sink for Passing {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
-        // What is not checked yet is never waited for: it could not be.
-        while state.held > limits::LIVE_WINDOW && !state.verified.is_empty() && !state.closed {
+        // Only while the reader can go on: it may need just these bytes.
+        while state.held > AHEAD && state.is_readable() && !state.closed {
             state = self
                 .changed
                 .wait(state)
@@ -186,6 +219,11 @@ impl Sink for Passing {
         }
         if state.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if (state.held + bytes.len()) as u64 > ASTRAY {
+            return Err(io::Error::other(
+                "the peer sends other bytes than those that are waited for",
+            ));
         }
         state.held += bytes.len();
         if let Some(old) = state.chunks.insert(offset, bytes.to_vec()) {
@@ -218,10 +256,29 @@ impl Sink for Passing {
 
     fn forget(&self, range: Range<u64>) {
         let mut state = lock(&self.state);
-        let gone: Vec<u64> = state.chunks.range(range).map(|(&at, _)| at).collect();
-        for at in gone {
-            if let Some(chunk) = state.chunks.remove(&at) {
-                state.held -= chunk.len();
+        let before = state.chunks.range(..range.start).next_back();
+        let before = before.map(|(&at, _)| at);
+        let within = state.chunks.range(range.clone()).map(|(&at, _)| at);
+        let touched: Vec<u64> = before.into_iter().chain(within).collect();
+        for at in touched {
+            let Some(chunk) = state.chunks.remove(&at) else {
+                continue;
+            };
+            state.held -= chunk.len();
+            // What lies before and behind is as right as it was.
+            let place = |at_byte: u64| {
+                usize::try_from(at_byte.saturating_sub(at))
+                    .map_or(chunk.len(), |n| n.min(chunk.len()))
+            };
+            let (head, tail) = (
+                chunk.get(..place(range.start)),
+                chunk.get(place(range.end)..),
+            );
+            for (at, kept) in [(at, head), (range.end, tail)] {
+                if let Some(kept) = kept.filter(|kept| !kept.is_empty()) {
+                    state.held += kept.len();
+                    state.chunks.insert(at, kept.to_vec());
+                }
             }
         }
     }
@@ -256,11 +313,15 @@ impl io::Read for Reading {
         }
         let mut state = lock(&self.passing.state);
         loop {
+            state.wanted = range.start;
             if let Some(count) = state.take(range.clone(), into) {
                 range.start += count as u64;
+                state.wanted = first_of(self.ranges.get(self.at..).unwrap_or_default());
                 self.passing.changed.notify_all();
                 return Ok(count);
             }
+            // Whoever waits for room is to bring what is wanted.
+            self.passing.changed.notify_all();
             if state.ended {
                 let ended = || io::ErrorKind::UnexpectedEof.into();
                 return Err(state.error.take().unwrap_or_else(ended));
@@ -275,6 +336,14 @@ impl io::Read for Reading {
 }
 
 impl Passed {
+    /// Whether the byte that is read next is there and right.
+    fn is_readable(&self) -> bool {
+        let right = self.verified.range(..=self.wanted).next_back();
+        let there = self.chunks.range(..=self.wanted).next_back();
+        right.is_some_and(|(_, &end)| end > self.wanted)
+            && there.is_some_and(|(&at, chunk)| self.wanted - at < chunk.len() as u64)
+    }
+
     /// Bytes from the start of `range` on, as far as they are there and right.
     fn take(&mut self, range: Range<u64>, into: &mut [u8]) -> Option<usize> {
         let (&block, &right) = self.verified.range(..=range.start).next_back()?;
@@ -312,4 +381,82 @@ impl Drop for Reading {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn reading(passing: &Arc<Passing>, ranges: &[Range<u64>]) -> Reading {
+        lock(&passing.state).wanted = first_of(ranges);
+        let idle = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        Reading {
+            passing: Arc::clone(passing),
+            ranges: ranges.to_vec(),
+            at: 0,
+            pulling: idle.spawn(async {}).abort_handle(),
+        }
+    }
+
+    #[test]
+    fn bytes_that_came_before_those_that_are_wanted_do_not_block() {
+        let passing = Arc::new(Passing::default());
+        let piece = vec![7; AHEAD];
+        let len = piece.len() as u64;
+        // The second and third piece are there and right before the first.
+        for at in [1, 2] {
+            passing.write_at(at * len, &piece).unwrap();
+            passing.verified(at * len..(at + 1) * len);
+        }
+        let mut reading = reading(&passing, &[0..3 * len]);
+        let writer = Arc::clone(&passing);
+        let writing = std::thread::spawn(move || {
+            writer.write_at(0, &vec![7; AHEAD]).unwrap();
+            writer.verified(0..AHEAD as u64);
+            writer.ended(None);
+        });
+        let mut all = Vec::new();
+        reading.read_to_end(&mut all).unwrap();
+        assert_eq!(all, vec![7; 3 * AHEAD]);
+        writing.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_never_sends_what_is_wanted_is_refused() {
+        let passing = Passing::default();
+        let piece = vec![0; AHEAD];
+        let refused = (1..=200_u64)
+            .map(|at| passing.write_at(at * AHEAD as u64, &piece))
+            .find_map(Result::err)
+            .unwrap();
+        assert!(refused.to_string().contains("other bytes"), "{refused}");
+        assert!(lock(&passing.state).held as u64 <= ASTRAY);
+    }
+
+    #[test]
+    fn a_damaged_block_takes_nothing_of_its_neighbors_along() {
+        let passing = Arc::new(Passing::default());
+        passing.write_at(0, &[1; 10]).unwrap();
+        passing.write_at(10, &[2; 20]).unwrap();
+        // 5..15 was damaged: the end of one piece and the start of the other.
+        passing.forget(5..15);
+        assert_eq!(lock(&passing.state).held, 20);
+        passing.write_at(5, &[3; 10]).unwrap();
+        passing.verified(0..30);
+        passing.ended(None);
+        let mut all = Vec::new();
+        reading(&passing, &[0..30]).read_to_end(&mut all).unwrap();
+        assert_eq!(all, [[1; 5].as_slice(), &[3; 10], &[2; 15]].concat());
+    }
+
+    #[test]
+    fn the_end_is_told_when_the_pull_is_dropped() {
+        let passing = Arc::new(Passing::default());
+        drop(Ending(Arc::clone(&passing)));
+        let error = reading(&passing, &[0..1]).read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
 }

@@ -3,20 +3,23 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use firesteel_base::Durations;
+use firesteel_base::{Durations, limits};
+use firesteel_bridge::stream::{Elsewhere, Exchange};
 use firesteel_net::pull::{self, Known, Offered, Offers, Pull, Serving, Sink, Source};
 use firesteel_net::{BoxStream, Kind, Session};
 use firesteel_store::{
-    Admitted, Incoming, IncomingError, LiveReason, ModelObject, ObjectId, ObjectReader, Objects, Spool,
+    Admitted, Found, Incoming, IncomingError, LiveReason, ModelObject, ObjectId, ObjectReader,
+    Objects, Spool,
 };
 use firesteel_transfer::{Budget, Layout, Manifest, ObjectRef};
 use firesteel_wire::control::Object;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
+use crate::stream::{self, Asked, Desk, Far, Relay};
 use crate::{Carrier, CarryError, Fetched, Fetching, LiveModel, Offer, Order, Way};
 
 /// How long a file's name may still be in use by a fetch that was just given up.
@@ -28,19 +31,33 @@ const STREAMS: usize = 32;
 
 /// What all carriers of one role share.
 pub struct Depot {
-    objects: Objects,
+    pub(crate) objects: Objects,
     spool: Option<Spool>,
-    durations: Durations,
-    sending: Budget,
-    receiving: Budget,
+    pub(crate) durations: Durations,
+    pub(crate) sending: Budget,
+    pub(crate) receiving: Budget,
     /// One manifest serves all peers to whom a model is offered.
     offered: Mutex<HashMap<ObjectId, Weak<Offered>>>,
+    warn: Warn,
 }
+
+/// Takes a sentence that somebody should read.
+type Warn = Box<dyn Fn(&str) + Send + Sync>;
 
 impl Depot {
     /// For a role whose models in flight are `objects`. With a spool, what arrives
     /// is within its budget.
     pub fn new(objects: Objects, spool: Option<Spool>, durations: Durations) -> Arc<Self> {
+        Self::warning(objects, spool, durations, |_| {})
+    }
+
+    /// The same, with somebody who is told what went wrong and was got over.
+    pub fn warning(
+        objects: Objects,
+        spool: Option<Spool>,
+        durations: Durations,
+        warn: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             objects,
             spool,
@@ -48,6 +65,7 @@ impl Depot {
             sending: Budget::default(),
             receiving: Budget::default(),
             offered: Mutex::default(),
+            warn: Box::new(warn),
         })
     }
 
@@ -76,7 +94,17 @@ impl Depot {
                 }),
             });
             match opened.await.map_err(|_| CarryError::Broken)? {
-                Ok(opened) => return Ok(opened),
+                Ok(opened) => {
+                    if let Ok(incoming) = &opened
+                        && let Found::Refused(problem) = incoming.found()
+                    {
+                        (self.warn)(&format!(
+                            "{} is fetched from its start: {problem}",
+                            order.name
+                        ));
+                    }
+                    return Ok(opened);
+                }
                 // The fetch that was given up for this one is on its way out.
                 Err(IncomingError::Busy { .. }) => tokio::time::sleep(BUSY).await,
                 Err(error) => return Err(error.into()),
@@ -86,18 +114,20 @@ impl Depot {
 }
 
 /// The ways of models to and from a peer in another process.
-pub struct Remote(Arc<Shared>);
+pub struct Remote(pub(crate) Arc<Shared>);
 
 pub(crate) struct Shared {
-    depot: Arc<Depot>,
-    peer: String,
-    session: watch::Sender<Option<Session>>,
+    pub(crate) depot: Arc<Depot>,
+    pub(crate) peer: String,
+    pub(crate) session: watch::Sender<Option<Session>>,
     offers: Mutex<HashMap<u64, Arc<Offered>>>,
     known: Arc<Known>,
     /// What was fetched last: the next model has many of its tensors.
     last: Mutex<Option<(u64, ModelObject, Arc<Manifest>)>>,
     /// Answers the peer's pulls as long as the session lasts.
     serving: Mutex<Option<AbortHandle>>,
+    /// Who answers what the peer asks for of other sites' offers, if anybody does.
+    asked: OnceLock<Asked>,
 }
 
 impl Remote {
@@ -111,7 +141,31 @@ impl Remote {
             known: Arc::default(),
             last: Mutex::default(),
             serving: Mutex::default(),
+            asked: OnceLock::new(),
         }))
+    }
+
+    /// At a server: the peer fetches what other sites of the relay offer, and they
+    /// what it offers.
+    #[must_use]
+    pub fn relayed(self, relay: &Relay) -> Self {
+        relay.add(&self.0.peer, &self.0);
+        self.0.asked.get_or_init(|| Asked::Relay(relay.clone()));
+        self
+    }
+
+    /// At a site, whose peer is the server: other sites fetch what is in the
+    /// exchange.
+    #[must_use]
+    pub fn offering(self, exchange: &Exchange) -> Self {
+        let desk = || Asked::Offers(Desk::new(exchange.clone()));
+        self.0.asked.get_or_init(desk);
+        self
+    }
+
+    /// At a site: brings what other sites offer.
+    pub fn elsewhere(&self) -> Arc<dyn Elsewhere> {
+        Arc::new(Far(Arc::clone(&self.0)))
     }
 }
 
@@ -151,9 +205,19 @@ impl Carrier for Remote {
 
     fn withdraw(&self, name: Offer) {
         let offered = lock(&self.0.offers).remove(&name.id());
-        if let Some(manifest) = offered.as_ref().and_then(|offered| offered.known_manifest()) {
+        if let Some(manifest) = offered
+            .as_ref()
+            .and_then(|offered| offered.known_manifest())
+        {
             self.0.known.remove(&manifest.root());
         }
+    }
+
+    fn tidy(&self) {
+        let objects = self.0.depot.objects.clone();
+        // What is being fetched is claimed, and stays. What cannot be removed is in
+        // nobody's way but the disk's, and is tried again.
+        tokio::task::spawn_blocking(move || drop(objects.discard_parts(|_| false)));
     }
 
     fn here(&self, object: &Object) -> Option<ModelObject> {
@@ -226,7 +290,8 @@ impl Shared {
     /// A site keeps the last model, whose tensors the next one may share.
     fn remember(&self, id: u64, model: &ModelObject, manifest: Arc<Manifest>) {
         let Ok(reader) = model.reader() else { return };
-        self.known.add(Arc::new(Reader(reader)), Arc::clone(&manifest));
+        self.known
+            .add(Arc::new(Reader(reader)), Arc::clone(&manifest));
         let root = manifest.root();
         let before = lock(&self.last).replace((id, model.clone(), manifest));
         if let Some((_, _, manifest)) = before.filter(|(_, _, before)| before.root() != root) {
@@ -247,6 +312,11 @@ impl Shared {
 
     /// A stream of the session in use, or of the next one.
     pub(crate) async fn stream(&self) -> Result<BoxStream, io::Error> {
+        self.open(Kind::TRANSFER).await
+    }
+
+    /// The same, of any kind.
+    pub(crate) async fn open(&self, kind: Kind) -> Result<BoxStream, io::Error> {
         let mut sessions = self.session.subscribe();
         let session = sessions
             .wait_for(Option::is_some)
@@ -254,7 +324,7 @@ impl Shared {
             .map_err(|_| io::ErrorKind::NotConnected)?
             .clone()
             .ok_or(io::ErrorKind::NotConnected)?;
-        session.open(Kind::TRANSFER).await.map_err(io::Error::other)
+        session.open(kind).await.map_err(io::Error::other)
     }
 }
 
@@ -267,13 +337,24 @@ async fn serve(shared: Arc<Shared>, session: Session) {
     };
     let serving = Arc::new(serving);
     let mut open = JoinSet::new();
+    let mut asked = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = session.accept(), if open.len() < STREAMS => accepted,
             Some(_) = open.join_next() => continue,
+            Some(_) = asked.join_next() => continue,
         };
-        let Some((kind, stream)) = accepted else { break };
-        // A kind of a later version: dropped, which the peer sees.
+        let Some((kind, stream)) = accepted else {
+            break;
+        };
+        if kind == Kind::STREAM
+            && asked.len() < limits::STREAM_FETCHES
+            && let Some(by) = shared.asked.get()
+        {
+            asked.spawn(stream::serve(Arc::clone(&shared), by.clone(), stream));
+            continue;
+        }
+        // A kind of a later version, or one too many: dropped, which the peer sees.
         if kind != Kind::TRANSFER {
             continue;
         }
@@ -304,6 +385,10 @@ impl Source for Reader {
         self.0.read_at(offset, into)
     }
 
+    fn read_cached_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read_cached_at(offset, into)
+    }
+
     fn name(&self) -> String {
         "the model".to_owned()
     }
@@ -316,7 +401,7 @@ impl Source for Reader {
 }
 
 /// A file being received.
-struct Room(Incoming);
+pub(crate) struct Room(pub(crate) Incoming);
 
 impl Sink for Room {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -346,6 +431,60 @@ impl Sink for Room {
 
 /// A thread that panicked while holding one of our locks left nothing
 /// inconsistent: each is held for one insertion or removal.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use firesteel_store::PartName;
+
+    use super::*;
+    use crate::Progress;
+
+    #[tokio::test]
+    async fn a_damaged_beginning_is_warned_of_and_not_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::open(folder.path()).unwrap();
+        let part = PartName::of_digest(&[7; 32]);
+        let length = 1024 * 1024;
+        let begun = objects.incoming(&part, length).unwrap();
+        begun.write_at(0, &[1; 1000]).unwrap();
+        begun.save(&[]).unwrap();
+        drop(begun);
+        let [found] = &objects.parts().unwrap()[..] else {
+            panic!("one file was begun")
+        };
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&found.path)
+            .unwrap();
+        file.set_len(length / 2).unwrap();
+
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let warned = Arc::clone(&told);
+        let warn = move |text: &str| lock(&warned).push(text.to_owned());
+        let depot = Depot::warning(objects, None, Durations::default(), warn);
+        let order = Order {
+            object: Object {
+                inline: None,
+                id: 1,
+                length,
+            },
+            name: "the round's model".to_owned(),
+            part,
+            whole: true,
+            progress: Arc::new(Progress::new(length)),
+        };
+        let room = depot.room(&order).await.unwrap().unwrap();
+        assert!(room.received().is_empty());
+        drop(room);
+        let told = lock(&told).clone();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("the round's model is fetched from its start"));
+        assert!(told[0].contains("was cut to"), "{told:?}");
+        // What is whole is not spoken of.
+        drop(depot.room(&order).await.unwrap().unwrap());
+        assert_eq!(lock(&depot.offered).len(), 0);
+    }
 }

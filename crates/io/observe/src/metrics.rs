@@ -42,6 +42,19 @@ pub struct SiteRecord {
     pub metrics: Vec<(String, f64)>,
     /// Why it failed.
     pub failure: Option<Failure>,
+    /// What its update cost on the network; `None` when it did not travel.
+    pub received: Option<Received>,
+}
+
+/// What an update cost on the network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Received {
+    /// Bytes of the update.
+    pub bytes: u64,
+    /// Bytes of it that travelled; fewer where some were there already.
+    pub travelled: u64,
+    /// Seconds from its offer until it was there.
+    pub seconds: f64,
 }
 
 /// How a run ended.
@@ -243,6 +256,14 @@ impl SiteRecord {
         });
         if let (Some(failure), Value::Object(map)) = (&self.failure, &mut value) {
             map.insert("failure".into(), failure_json(failure));
+        }
+        if let (Some(received), Value::Object(map)) = (&self.received, &mut value) {
+            let received = json!({
+                "bytes": received.bytes,
+                "travelled": received.travelled,
+                "seconds": number(received.seconds),
+            });
+            map.insert("received".into(), received);
         }
         value
     }

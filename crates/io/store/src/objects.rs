@@ -111,7 +111,7 @@ impl Objects {
         for entry in std::fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_name() != incoming::DIR {
-                files::remove_if_there(&entry.path())?;
+                incoming::remove_whatever(&entry.path())?;
             }
         }
         Ok(Self(Arc::new(Shelf {

@@ -164,6 +164,10 @@ impl Spool {
     /// # Errors
     /// [`IncomingError`] for what is neither a lack of room nor of budget.
     pub fn admit(&self, name: &PartName, len: u64) -> Result<Admitted, IncomingError> {
+        // Whoever still has that name has its room, too, and gives up both.
+        if self.0.objects.is_claimed(name) {
+            return Err(IncomingError::Busy { name: name.clone() });
+        }
         let reservation = match self.reserve(len) {
             Ok(reservation) => reservation,
             Err(reason) => return Ok(Admitted::Live(reason)),

@@ -14,20 +14,27 @@ use firesteel_bridge::stream::Streams;
 use firesteel_bridge::{
     AttachProfile, BridgeListener, Connection, ModelSource, TrainerMessage, Work, write_profile,
 };
+use firesteel_carry::filter::{self, Encoding};
 use firesteel_carry::{Carrier, Dial, Offer};
+use firesteel_codec::{Chain, Kind};
 use firesteel_launch::{
     ExternalSpec, Supervisor, TrainerEvent, TrainerSpec, WarmSpec, check_script,
 };
 use firesteel_net::{LinkError, Reader, Writer};
 use firesteel_observe::{Level, Logger};
-use firesteel_store::{ModelObject, Objects, Outbox, SiteState};
+use firesteel_store::{
+    DiskUse, ModelObject, Objects, Outbox, SiteDisk, SiteState, SpaceError, check_disks,
+    site_disk_need,
+};
 use firesteel_wire::PROTOCOL;
 use firesteel_wire::bridge::{TaskResult, task_result};
 use firesteel_wire::control::{
-    Assign, FailureMessage, Hello, Key, Metric, Object, Stopped, TaskFailed, TaskProgress,
-    TaskState, ToServer, ToSite, Update, to_server, to_site,
+    Assign, Declined, FailureMessage, Hello, Key, Metric, Object, Stopped, TaskFailed,
+    TaskProgress, TaskState, ToServer, ToSite, Update, to_server, to_site,
 };
-use firesteel_wire::spec::{JobSpec, Mode};
+use firesteel_wire::spec::{FilterDirection, Filters, JobSpec, Mode};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::arriving::{Arrival, Arriving};
 use crate::held::{self, Held};
@@ -78,11 +85,15 @@ pub struct AgentParts {
     pub objects: Objects,
     /// Where its trainers offer and fetch; `None`: they cannot.
     pub streams: Option<Arc<dyn Streams>>,
+    /// The site's own filters, beside those of the job.
+    pub filters: Filters,
     /// How they come and go.
     pub carrier: Arc<dyn Carrier>,
     /// A random number by which the server knows this process again when it
     /// connects anew; zero when it will not.
     pub instance: u64,
+    /// Becomes a reason when the site is to leave the job.
+    pub stop: Option<watch::Receiver<Option<String>>>,
     /// Where results are kept until their round is committed, for the next process
     /// of this site; none where there will be none.
     pub kept: Option<PathBuf>,
@@ -127,6 +138,9 @@ pub enum AgentError {
     /// The server did not keep to the protocol.
     #[error("the server sent {0}")]
     Protocol(&'static str),
+    /// This site has no room for the job.
+    #[error("the job was declined: {0}")]
+    Declined(String),
     /// No trainer can be started here.
     #[error("trainers cannot be started: {0}")]
     Launch(String),
@@ -141,6 +155,8 @@ pub struct Agent {
     /// None while there is no connection.
     writer: Option<Writer>,
     epoch: u64,
+    /// The filters of updates on their way out.
+    out: Chain,
     job: String,
     spec: SharedSpec,
     seed: u64,
@@ -220,7 +236,12 @@ impl Agent {
                 epoch,
             } = reached;
             parts.carrier.connected(way);
+            let out = spec
+                .filters
+                .chain(FilterDirection::Result, &parts.site)
+                .then(&parts.filters.chain(FilterDirection::Result, &parts.site));
             let mut agent = Self {
+                out,
                 script: welcome::script(&spec, &parts.site),
                 parts,
                 writer: Some(writer),
@@ -238,6 +259,24 @@ impl Agent {
                 unattachable: None,
                 forced: 0,
             };
+            // Where models are shared, the server has seen to it.
+            if anew
+                && agent.parts.instance != 0
+                && let Err(error) = agent.check_disk(start.model_length)
+            {
+                let mut failure =
+                    Failure::new(FailureCode::DiskFull, Phase::Start, sentence(&error));
+                failure.hint = error.hint().unwrap_or_default();
+                agent.parts.logger.error(&told(&failure));
+                let declined = Declined {
+                    failure: Some(FailureMessage::from(&failure)),
+                };
+                agent.say(to_server::Body::Declined(declined)).await?;
+                if let Some(writer) = &mut agent.writer {
+                    writer.close().await?;
+                }
+                return Err(AgentError::Declined(failure.message));
+            }
             if anew {
                 agent.roll_back(start.resume_round.map(Round));
             }
@@ -257,6 +296,22 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Whether the disk has room for what the job will add to it here.
+    fn check_disk(&self, model_len: u64) -> Result<(), SpaceError> {
+        let filtered = if self.out.is_empty() { 0 } else { model_len };
+        let need = site_disk_need(&SiteDisk {
+            model_len,
+            update_len: model_len,
+            filtered_len: filtered,
+            site_state_len: 0,
+        });
+        check_disks(&[DiskUse {
+            dir: self.parts.objects.dir(),
+            what: "the site's directory",
+            needed: need.required,
+        }])
     }
 
     /// Serves until the job's end, or until another server process drives the job.
@@ -330,6 +385,10 @@ impl Agent {
                     reader = Some(reached.reader);
                     self.parts.logger.info("connected to the server again");
                     self.again().await?;
+                }
+                reason = stopped(&mut self.parts.stop), if self.ending.is_none() => {
+                    // The server is told, and need not wait for this site.
+                    self.on_end(reason, true).await?;
                 }
                 arrival = next_arrival(&mut self.task) => self.on_arrival(arrival).await?,
                 happened = next_of(&mut self.trainer) => self.on_trainer(happened).await?,
@@ -420,6 +479,7 @@ impl Agent {
                 for done in self.held.committed(Round(committed.round)) {
                     self.parts.carrier.withdraw(offer_of(&done.key));
                 }
+                self.parts.carrier.tidy();
                 Ok(())
             }
             Some(to_site::Body::EndJob(end)) => self.on_end(end.reason, end.abort).await,
@@ -450,9 +510,19 @@ impl Agent {
         }
         let stored = assign.model.as_ref().filter(|model| model.inline.is_none());
         let model = stored.and_then(|model| self.parts.carrier.here(model));
-        let arriving = stored
-            .filter(|_| model.is_none())
-            .map(|model| Arriving::start(&*self.parts.carrier, model.clone()));
+        let encoded = !self
+            .spec
+            .filters
+            .chain(FilterDirection::TaskData, &self.parts.site)
+            .is_empty();
+        let arriving = assign
+            .model
+            .as_ref()
+            .filter(|_| encoded || (stored.is_some() && model.is_none()))
+            .map(|named| {
+                let objects = encoded.then(|| self.parts.objects.clone());
+                Arriving::start(&*self.parts.carrier, named.clone(), objects)
+            });
         // Acknowledged before its model has been looked at.
         self.say(to_server::Body::TaskAccepted(Key::from(&key)))
             .await?;
@@ -482,6 +552,8 @@ impl Agent {
             }
             Arrival::Ended(Ok(model)) => {
                 if let Some(arrived) = task.arriving.take() {
+                    // What is left of fetches of earlier models will not be gone on with.
+                    self.parts.carrier.tidy();
                     let seconds = arrived.started.elapsed().as_secs_f64();
                     let (bytes, travelled) = (model.len(), arrived.progress.travelled());
                     let rate = travelled as f64 / 1e6 / seconds.max(1e-6);
@@ -1058,7 +1130,7 @@ impl Agent {
             return Ok(());
         }
         self.progress(TaskState::Sending).await?;
-        let update = match self.update_of(result) {
+        let update = match self.update_of(result).await {
             Ok(update) => update,
             Err(failure) => return self.refuse(failure).await,
         };
@@ -1126,7 +1198,10 @@ impl Agent {
         self.parts.objects.adopt(&outbox, name)
     }
 
-    fn update_of(&mut self, result: TaskResult) -> Result<(Update, Option<ModelObject>), Failure> {
+    async fn update_of(
+        &mut self,
+        result: TaskResult,
+    ) -> Result<(Update, Option<ModelObject>), Failure> {
         let Some(task) = &self.task else {
             return Err(Failure::new(
                 FailureCode::Internal,
@@ -1162,13 +1237,17 @@ impl Agent {
                 );
                 return Err(Failure::new(FailureCode::Malformed, Phase::Send, message));
             }
-            Some(task_result::Model::Inline(bytes)) => Some(Object {
+            Some(task_result::Model::Inline(bytes)) if self.out.is_empty() => Some(Object {
                 length: bytes.len() as u64,
                 inline: Some(bytes),
                 id: 0,
             }),
-            Some(task_result::Model::File(name)) => {
-                let object = self.adopt(&name).map_err(|error| {
+            Some(model) => {
+                let taken = match model {
+                    task_result::Model::Inline(bytes) => self.parts.objects.from_bytes(&bytes[..]),
+                    task_result::Model::File(name) => self.adopt(&name),
+                };
+                let mut object = taken.map_err(|error| {
                     let mut failure = Failure::new(
                         FailureCode::Malformed,
                         Phase::Send,
@@ -1177,6 +1256,10 @@ impl Agent {
                     failure.hint = error.hint().unwrap_or_default();
                     failure
                 })?;
+                if !self.out.is_empty() {
+                    let diff = result.params_type == "DIFF";
+                    object = filtered(self.filtering(object, task.key.clone(), diff)).await?;
+                }
                 let small = object.len() <= limits::INLINE_OBJECT as u64;
                 Some(if small {
                     Object {
@@ -1209,6 +1292,48 @@ impl Agent {
             partial: result.partial,
         };
         Ok((update, offered))
+    }
+
+    /// Runs an update through the filters of its way out: once, for what is sent
+    /// again is the same file.
+    fn filtering(&self, model: ModelObject, key: TaskKey, diff: bool) -> Filtering {
+        let (objects, chain, residual) = (
+            self.parts.objects.clone(),
+            self.out.clone(),
+            self.residual_dir(),
+        );
+        let seed = filter::seed(self.seed, key.site.as_str(), key.round.0, key.attempt.0);
+        let work = move || {
+            let kept = match chain.feeds_back() {
+                true => Some(SiteState::open(&residual)?),
+                false => None,
+            };
+            let draft = kept.as_ref().map(|kept| kept.draft(key.round, key.attempt));
+            // What an earlier try of this round left does not count.
+            let before = match (&kept, key.round.0.checked_sub(1)) {
+                (Some(kept), Some(round)) => kept.current(Round(round))?,
+                _ => None,
+            };
+            let before = before.map(|path| objects.import_kept(&path)).transpose()?;
+            let encoding = Encoding {
+                chain: &chain,
+                kind: if diff { Kind::Diff } else { Kind::Full },
+                seed,
+                before,
+                after: draft.as_deref(),
+            };
+            let encoded = filter::encode(&objects, &model, encoding)?;
+            if let (Some(kept), Some(draft), true) = (kept, draft, encoded.lost) {
+                kept.commit(&draft, key.round)?;
+            }
+            Ok::<_, filter::FilterError>(encoded.model)
+        };
+        tokio::task::spawn_blocking(work)
+    }
+
+    /// Where the site keeps what its filters lost, to be added the next time.
+    fn residual_dir(&self) -> PathBuf {
+        self.parts.state_dir.with_file_name("residual")
     }
 
     /// Ends the task without a result.
@@ -1249,7 +1374,12 @@ impl Agent {
     /// Forgets what was kept after `round`, or at all when the job begins anew:
     /// an earlier try of its first round may have kept something.
     fn roll_back(&self, round: Option<Round>) {
-        let dir = &self.parts.state_dir;
+        for dir in [self.parts.state_dir.clone(), self.residual_dir()] {
+            self.roll_back_in(&dir, round);
+        }
+    }
+
+    fn roll_back_in(&self, dir: &Path, round: Option<Round>) {
         if !dir.exists() {
             return;
         }
@@ -1326,6 +1456,21 @@ impl Agent {
     }
 }
 
+/// Filters at work, on a thread of their own.
+type Filtering = JoinHandle<Result<ModelObject, filter::FilterError>>;
+
+/// What came of it.
+async fn filtered(filtering: Filtering) -> Result<ModelObject, Failure> {
+    match filtering.await {
+        Ok(encoded) => encoded.map_err(|error| error.failure(Phase::Send)),
+        Err(_) => Err(Failure::new(
+            FailureCode::Internal,
+            Phase::Send,
+            "the agent panicked while an update was filtered",
+        )),
+    }
+}
+
 /// What the server is told of this agent.
 fn hello(parts: &AgentParts, epoch: u64, holds: Vec<Key>) -> Hello {
     Hello {
@@ -1362,6 +1507,17 @@ async fn ended(reaching: &mut Option<Reaching>) -> Result<(Reach, Reached), Agen
     }
 }
 
+async fn stopped(stop: &mut Option<watch::Receiver<Option<String>>>) -> String {
+    if let Some(stop) = stop
+        && let Ok(reason) = stop.wait_for(Option::is_some).await
+        && let Some(reason) = reason.clone()
+    {
+        return reason;
+    }
+    // Nobody will ask.
+    std::future::pending().await
+}
+
 async fn next_arrival(task: &mut Option<Task>) -> Arrival {
     match task.as_mut().and_then(|task| task.arriving.as_mut()) {
         Some(arriving) => arriving.next().await,
@@ -1389,7 +1545,7 @@ fn source(held: Option<&ModelObject>, object: Option<&Object>) -> Result<ModelSo
     let Some(object) = object else {
         return Ok(ModelSource::None);
     };
-    if let Some(bytes) = &object.inline {
+    if let Some(bytes) = object.inline.as_ref().filter(|_| held.is_none()) {
         return Ok(ModelSource::Inline(bytes.clone()));
     }
     let failed = |problem: String| {

@@ -5,22 +5,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use firesteel_aggregate::UpdateKind;
+use firesteel_aggregate::{Options, UpdateKind};
 use firesteel_base::{
     Durations, Failure, FailureCode, Hint, JobId, Phase, Round, SiteName, TaskKey, Time, limits,
 };
+use firesteel_carry::filter::{self, Encoding};
 use firesteel_carry::{Carrier, CarryError, Connection, Fetched, Offer, Order, Progress, Way};
+use firesteel_codec::{Chain, Kind};
 use firesteel_flow::{
     Action, Assignment, Event, FedAvg, FoldKey, ModelHandle, ModelRole, Outcome, ParamsType,
     Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
 };
-use firesteel_store::{KeptModels, ModelObject, Objects, PartName, RunDir, Snapshots, StoreError};
+use firesteel_store::{
+    KeptModels, ModelObject, ObjectId, Objects, PartName, RunDir, Snapshots, Spool, StoreError,
+};
 use firesteel_wire::control::{
     Assign, Cancel, EndJob, Hello, Key, Object, RoundCommitted, StartJob, TaskState, Update,
     to_server, to_site,
 };
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
-use firesteel_wire::spec::{JobSpec, Method};
+use firesteel_wire::spec::{FilterDirection, JobSpec, Method};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -61,6 +65,8 @@ pub struct JobParts {
     pub objects: Objects,
     /// How they travel.
     pub carriers: Carriers,
+    /// The budget of updates on the disk; none where sites share it with the server.
+    pub spool: Option<Spool>,
     /// Who is told.
     pub watch: Watch,
     /// How long things may take.
@@ -105,11 +111,12 @@ impl Hint for JobError {
 }
 
 /// What comes back from work that was done beside the loop.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is by far the more frequent"
-)]
 enum Done {
+    Encoded {
+        assignment: Assignment,
+        object: ModelObject,
+        result: Result<Vec<(String, ModelObject, Option<ModelObject>)>, Failure>,
+    },
     Fetched {
         key: TaskKey,
         update: Update,
@@ -140,6 +147,14 @@ pub struct Job {
     carriers: Vec<Arc<dyn Carrier>>,
     presence: Presence,
     fetches: Fetches,
+    /// How updates are checked and summed.
+    options: Options,
+    /// Models in the form in which they travel, by the filters that made it.
+    encoded: HashMap<ModelHandle, HashMap<String, ModelObject>>,
+    /// What filters lost, to be added the next time.
+    residuals: HashMap<String, ModelObject>,
+    /// Tasks whose model is being filtered.
+    encoding: HashSet<TaskKey>,
     /// The sites to which a model is offered, to be told when it is not any more.
     offered: HashMap<ModelHandle, Vec<usize>>,
     /// Whether somebody may still connect.
@@ -337,7 +352,11 @@ impl Job {
             links: sites.iter().map(|_| None).collect(),
             carriers: sites.iter().map(|site| (parts.carriers)(site)).collect(),
             presence: Presence::default(),
+            options: fold::options(&parts.spec),
             fetches: Fetches::default(),
+            encoded: HashMap::new(),
+            residuals: HashMap::new(),
+            encoding: HashSet::new(),
             offered: HashMap::new(),
             open: true,
             given_up: HashSet::new(),
@@ -382,6 +401,13 @@ impl Job {
                 seed: self.parts.seed,
                 resume_round: self.resumed.map(|round| round.0),
                 run: self.parts.run.run().to_owned(),
+                model_length: self
+                    .models
+                    .values()
+                    .filter_map(Held::here)
+                    .map(ModelObject::len)
+                    .max()
+                    .unwrap_or(0),
             },
             connect: self.parts.durations.connect,
             lease_epoch: self.parts.epoch,
@@ -724,6 +750,24 @@ impl Job {
                 return self.parts.watch.metric(&name, &metric.event);
             }
             (_, to_server::Body::Hello(_)) => return,
+            (_, to_server::Body::Declined(declined)) => {
+                let failure = declined.failure.map_or_else(
+                    || {
+                        Failure::new(
+                            FailureCode::Internal,
+                            Phase::Start,
+                            "the site declined the job",
+                        )
+                    },
+                    Failure::from,
+                );
+                self.presence.leaving(site);
+                let name = self.name(site);
+                return self.feed(Event::SiteLeft {
+                    site: name,
+                    failure,
+                });
+            }
             // Before the job's end: whoever runs the site has ended it.
             (_, to_server::Body::Stopped(_)) => return self.presence.leaving(site),
             (Some(Ok(key)), body) if self.index.get(&key.site) == Some(&site) => (key, body),
@@ -770,6 +814,7 @@ impl Job {
                 _,
                 to_server::Body::Metric(_)
                 | to_server::Body::Hello(_)
+                | to_server::Body::Declined(_)
                 | to_server::Body::Stopped(_),
             ) => {}
         }
@@ -849,21 +894,29 @@ impl Job {
         } else {
             UpdateKind::Full
         };
-        let options = fold::options(&self.parts.spec, kind, 1);
+        let options = self.options.for_kind(kind);
         match object {
-            Some(object) if object.is_large() => {
+            Some(object) if object.is_large() || object.is_encoded() => {
                 let failed = Done::Verified {
                     key: key.clone(),
                     update: Update::default(),
                     object: None,
                     result: Err(panicked(Phase::Verify, "an update was checked")),
                 };
+                let (objects, spool) = (self.parts.objects.clone(), self.parts.spool.clone());
                 self.beside(failed, move || {
-                    let result = fold::verify(&object, base.as_ref(), &options);
+                    let decoded = fold::decoded(object, &objects, spool.as_ref());
+                    let (object, result) = match decoded {
+                        Err(failure) => (None, Err(failure)),
+                        Ok(object) => {
+                            let result = fold::verify(&object, base.as_ref(), &options);
+                            (Some(object), result)
+                        }
+                    };
                     Done::Verified {
                         key,
                         update,
-                        object: Some(object),
+                        object,
                         result,
                     }
                 });
@@ -901,6 +954,30 @@ impl Job {
 
     fn on_done(&mut self, done: Done) {
         match done {
+            Done::Encoded {
+                mut assignment,
+                object,
+                result,
+            } => {
+                // Those that were given up meanwhile are not told of it.
+                assignment.keys.retain(|key| self.encoding.remove(key));
+                match result {
+                    Err(failure) => self.break_down(failure),
+                    Ok(made) => {
+                        let Some(handle) = assignment.model else {
+                            return;
+                        };
+                        let encoded = self.encoded.entry(handle).or_default();
+                        for (name, model, residual) in made {
+                            if let Some(residual) = residual {
+                                self.residuals.insert(name.clone(), residual);
+                            }
+                            encoded.insert(name, model);
+                        }
+                        self.tell_assignment(&assignment, Some(&object));
+                    }
+                }
+            }
             Done::Fetched {
                 key,
                 update,
@@ -997,6 +1074,7 @@ impl Job {
             Action::Assign(assignment) => self.assign(assignment),
             Action::Cancel { key, reason } => {
                 self.fetches.give_up(&key);
+                self.encoding.remove(&key);
                 if let Some(&site) = self.index.get(&key.site) {
                     self.presence.cancelled(site, &key);
                 }
@@ -1009,7 +1087,14 @@ impl Job {
             Action::Fold(request) => {
                 let key = request.key;
                 self.parts.watch.folding(key.round);
-                match Folding::new(&self.parts, &self.models, request) {
+                let folding = Folding::new(
+                    &self.parts.objects,
+                    &self.models,
+                    request,
+                    &self.options,
+                    self.parts.threads,
+                );
+                match folding {
                     // Small sums take less time than handing them to a thread.
                     Ok(folding) if folding.is_small() => {
                         let result = Box::new(folding.run());
@@ -1039,6 +1124,7 @@ impl Job {
                 made_in,
             } => self.save(model, role, made_in),
             Action::Release { model } => {
+                self.encoded.remove(&model);
                 for site in self.offered.remove(&model).unwrap_or_default() {
                     self.carrier(site)
                         .withdraw(Offer::Model { handle: model.0 });
@@ -1102,22 +1188,94 @@ impl Job {
         if let Some(key) = assignment.keys.first() {
             self.parts.watch.assigned(key.round, &assignment);
         }
-        let small = object
-            .as_ref()
-            .filter(|object| object.len() <= limits::INLINE_OBJECT as u64)
-            .map(|object| Object {
-                inline: Some(Bytes::copy_from_slice(object.bytes())),
-                id: object.id().0,
-                length: object.len(),
+        self.encode_and_tell(assignment, object);
+    }
+
+    /// Hands a task out, once its model is in the form in which it travels to each
+    /// of the sites.
+    fn encode_and_tell(&mut self, assignment: Assignment, object: Option<ModelObject>) {
+        let (Some(plain), Some(handle)) = (&object, assignment.model) else {
+            return self.tell_assignment(&assignment, object.as_ref());
+        };
+        let made = self.encoded.entry(handle).or_default();
+        let mut missing: Vec<(String, Chain)> = Vec::new();
+        for key in &assignment.keys {
+            let chain = outgoing(&self.parts.spec, &key.site);
+            let name = format!("{chain:?}");
+            let there = chain.is_empty() || made.contains_key(&name);
+            if !there && missing.iter().all(|(known, _)| *known != name) {
+                missing.push((name, chain));
+            }
+        }
+        if missing.is_empty() {
+            return self.tell_assignment(&assignment, object.as_ref());
+        }
+        let round = assignment.keys.first().map_or(0, |key| key.round.0);
+        let seed = filter::seed(self.parts.seed, "", round, 0);
+        let work = missing.into_iter().map(|(name, chain)| {
+            let before = self.residuals.get(&name).cloned();
+            (name, chain, before)
+        });
+        let work: Vec<_> = work.collect();
+        self.encoding.extend(assignment.keys.iter().cloned());
+        let (objects, plain) = (self.parts.objects.clone(), plain.clone());
+        let draft = self.parts.run.path().join("state").join("residual.draft");
+        let failed = Done::Encoded {
+            assignment: assignment.clone(),
+            object: plain.clone(),
+            result: Err(panicked(Phase::Aggregate, "a model was filtered")),
+        };
+        self.beside(failed, move || {
+            let each = work.into_iter().map(|(name, chain, before)| {
+                let encoding = Encoding {
+                    after: chain.feeds_back().then_some(draft.as_path()),
+                    chain: &chain,
+                    kind: Kind::Full,
+                    seed,
+                    before,
+                };
+                let encoded = filter::encode(&objects, &plain, encoding)?;
+                let mut residual = None;
+                if encoded.lost {
+                    residual = Some(objects.import_copy(&draft)?);
+                    std::fs::remove_file(&draft)?;
+                }
+                Ok((name, encoded.model, residual))
             });
+            let result: Result<Vec<_>, filter::FilterError> = each.collect();
+            Done::Encoded {
+                assignment,
+                object: plain,
+                result: result.map_err(|error| error.failure(Phase::Aggregate)),
+            }
+        });
+    }
+
+    fn tell_assignment(&mut self, assignment: &Assignment, object: Option<&ModelObject>) {
+        let mut inline: HashMap<ObjectId, Object> = HashMap::new();
         for key in &assignment.keys {
             let Some(&site) = self.index.get(&key.site) else {
                 continue;
             };
-            let model = match (&small, &object, assignment.model) {
-                (None, Some(object), Some(handle)) => Some(self.offer(site, handle, object)),
-                (small, ..) => small.clone(),
-            };
+            let model = assignment.model.zip(object).map(|(handle, plain)| {
+                let chain = outgoing(&self.parts.spec, &key.site);
+                let encoded = self.encoded.get(&handle);
+                let encoded = encoded.and_then(|made| made.get(&format!("{chain:?}")));
+                let object = match chain.is_empty() {
+                    true => plain.clone(),
+                    false => encoded.unwrap_or(plain).clone(),
+                };
+                if object.len() > limits::INLINE_OBJECT as u64 {
+                    return self.offer(site, handle, &object);
+                }
+                // The bytes are shared by all who get them.
+                let small = inline.entry(object.id()).or_insert_with(|| Object {
+                    inline: Some(Bytes::copy_from_slice(object.bytes())),
+                    id: object.id().0,
+                    length: object.len(),
+                });
+                small.clone()
+            });
             let assign = Assign {
                 key: Some(Key::from(key)),
                 task: assignment.task.as_str().to_owned(),
@@ -1218,6 +1376,10 @@ impl Job {
         let Some(Round(round)) = made else {
             return;
         };
+        // All of them share what they receive into.
+        if let Some(carrier) = self.carriers.first() {
+            carrier.tidy();
+        }
         for index in 0..self.sites.len() {
             let site = self.name(index);
             self.tell(
@@ -1247,6 +1409,11 @@ impl Job {
             self.feed(Event::Abort { reason });
         }
     }
+}
+
+/// The filters of a task's model on its way to a site.
+fn outgoing(spec: &JobSpec, site: &SiteName) -> Chain {
+    spec.filters.chain(FilterDirection::TaskData, site)
 }
 
 /// Takes connections in for as long as somebody may dial.

@@ -8,13 +8,11 @@ use firesteel_aggregate::{
     UpdateKind, Wide, plan, verify as verify_update, verify_live,
 };
 use firesteel_base::{Failure, FailureCode, Hint, Phase, SiteName, limits};
-use firesteel_carry::{CarryError, LiveModel};
+use firesteel_carry::{CarryError, LiveModel, filter};
 use firesteel_flow::{FoldRequest, ModelHandle, ParamsType};
-use firesteel_store::{ModelObject, Objects};
+use firesteel_store::{ModelObject, Objects, Spool};
 use firesteel_tensor::ModelHeader;
 use firesteel_wire::spec::{self, JobSpec};
-
-use crate::driver::JobParts;
 
 /// What a fold came to: a model, or why there is none and whose fault it is.
 pub(crate) type Refolded = Result<Folded, (Failure, Vec<(SiteName, Failure)>)>;
@@ -50,6 +48,11 @@ impl Held {
             .is_none_or(|object| object.len() > limits::INLINE_OBJECT as u64)
     }
 
+    /// Whether it is in a form in which updates only travel.
+    pub(crate) fn is_encoded(&self) -> bool {
+        self.here().is_some_and(filter::is_encoded)
+    }
+
     fn header(&self) -> &ModelHeader {
         match self {
             Self::Here(object) => object.header(),
@@ -79,8 +82,9 @@ pub(crate) struct Folding {
 /// Updates that together have fewer bytes than this are summed in the loop.
 const SMALL: u64 = 4 * limits::INLINE_OBJECT as u64;
 
-/// How the job's updates are summed.
-pub(crate) fn options(spec: &JobSpec, kind: UpdateKind, threads: usize) -> Options {
+/// How the job's updates are checked, and summed when there are more threads. Made
+/// once: patterns are compiled for it.
+pub(crate) fn options(spec: &JobSpec) -> Options {
     let aggregation = &spec.aggregation;
     Options {
         method: match aggregation.method {
@@ -88,14 +92,14 @@ pub(crate) fn options(spec: &JobSpec, kind: UpdateKind, threads: usize) -> Optio
             spec::Method::Median => Method::Median,
             spec::Method::TrimmedMean => Method::TrimmedMean(aggregation.trim),
         },
-        kind,
+        kind: UpdateKind::Full,
         exclude: Exclude::new(&aggregation.exclude).expect("checked when the spec was parsed"),
         master_dtype: match aggregation.master_dtype.as_deref() {
             Some("float32") => Some(Wide::F32),
             Some("float64") => Some(Wide::F64),
             _ => None,
         },
-        threads,
+        threads: 1,
         simd: SimdLevel::new(),
     }
 }
@@ -106,6 +110,7 @@ pub(crate) fn verify(
     base: Option<&ModelObject>,
     options: &Options,
 ) -> Result<(), Failure> {
+    intact(update, Phase::Verify)?;
     let base = base.map(ModelObject::header);
     let verified = match update {
         Held::Here(object) => verify_update(view(object), base, options),
@@ -120,6 +125,38 @@ pub(crate) fn verify(
             )
         })
     })
+}
+
+/// Whether what is here is as it was received: a mapping of a file that somebody
+/// has cut must not be walked through.
+fn intact(update: &Held, phase: Phase) -> Result<(), Failure> {
+    let Some(Err(error)) = update.here().map(ModelObject::check_intact) else {
+        return Ok(());
+    };
+    let message = format!("the update cannot be read any more: {}", sentence(&error));
+    Err(Failure::new(FailureCode::Malformed, phase, message)
+        .with_hint(error.hint().unwrap_or_default()))
+}
+
+/// An update as it was before its site's filters.
+pub(crate) fn decoded(
+    update: Held,
+    objects: &Objects,
+    spool: Option<&Spool>,
+) -> Result<Held, Failure> {
+    let decoded = match &update {
+        Held::Here(object) => filter::decode(objects, spool, object),
+        Held::Live(live) if live.is_encoded() => {
+            let why = "there is no room for the update, and what went through filters cannot be read from its site while it is folded";
+            return Err(Failure::new(FailureCode::DiskFull, Phase::Verify, why)
+                .with_hint("give the server's spool a larger budget, or its disk more room"));
+        }
+        Held::Live(_) => return Ok(update),
+    };
+    match decoded {
+        Ok(decoded) => Ok(decoded.map_or(update, Held::Here)),
+        Err(error) => Err(error.failure(Phase::Verify)),
+    }
 }
 
 /// The model as trainers see it: in the dtypes of `like`.
@@ -154,9 +191,11 @@ fn view(object: &ModelObject) -> Model<'_> {
 impl Folding {
     /// Takes hold of everything that a fold needs.
     pub(crate) fn new(
-        parts: &JobParts,
+        objects: &Objects,
         models: &HashMap<ModelHandle, Held>,
         request: FoldRequest,
+        options: &Options,
+        threads: usize,
     ) -> Result<Self, Failure> {
         let gone = |what: String| {
             Failure::new(
@@ -190,10 +229,13 @@ impl Folding {
             UpdateKind::Full
         };
         Ok(Self {
-            objects: parts.objects.clone(),
+            objects: objects.clone(),
             base,
             inputs: inputs.collect::<Result<_, Failure>>()?,
-            options: options(&parts.spec, kind, parts.threads),
+            options: Options {
+                threads,
+                ..options.for_kind(kind)
+            },
         })
     }
 
@@ -207,6 +249,7 @@ impl Folding {
     /// Sums.
     #[expect(clippy::result_large_err, reason = "once per round")]
     pub(crate) fn run(self) -> Refolded {
+        self.intact()?;
         let contributions: Vec<Contribution<'_>> = self
             .inputs
             .iter()
@@ -260,6 +303,36 @@ impl Folding {
             notes,
             warnings: report.warnings,
         })
+    }
+
+    /// Whether everything that is here can be read.
+    #[expect(clippy::result_large_err, reason = "once per round")]
+    fn intact(&self) -> Result<(), (Failure, Vec<(SiteName, Failure)>)> {
+        if let Some(Err(error)) = self.base.as_ref().map(ModelObject::check_intact) {
+            let message = format!(
+                "the round's model cannot be read any more: {}",
+                sentence(&error)
+            );
+            let failure = Failure::new(FailureCode::Internal, Phase::Aggregate, message)
+                .with_hint(error.hint().unwrap_or_default());
+            return Err((failure, Vec::new()));
+        }
+        let blamed: Vec<_> = self
+            .inputs
+            .iter()
+            .filter_map(|(site, _, held)| {
+                let failure = intact(held, Phase::Aggregate).err()?;
+                Some((site.clone(), failure))
+            })
+            .collect();
+        match blamed.first() {
+            None => Ok(()),
+            Some((site, failure)) => {
+                let mut first = failure.clone();
+                first.message = format!("{site}: {}", failure.message);
+                Err((first, blamed))
+            }
+        }
     }
 
     /// The failure, and the sites without which the fold may succeed.

@@ -290,10 +290,23 @@ impl Watch {
             .iter()
             .map(|mean| (mean.name.clone(), mean.value))
             .collect();
-        let sites = record
-            .sites
-            .iter()
-            .map(|one| site_record(&one.site, &one.result));
+        let mut moved = HashMap::new();
+        // A late update may be of an earlier round than the one that it counts in.
+        self.moved.retain(|key, cost| {
+            let now = key.round <= record.round;
+            if now {
+                moved.insert(key.site.clone(), *cost);
+            }
+            !now
+        });
+        let sites = record.sites.iter().map(|one| metrics::SiteRecord {
+            received: moved.get(&one.site).map(|cost| metrics::Received {
+                bytes: cost.bytes,
+                travelled: cost.travelled,
+                seconds: cost.took.as_secs_f64(),
+            }),
+            ..site_record(&one.site, &one.result)
+        });
         let line = metrics::RoundRecord {
             round: record.round,
             seconds: (record.ended - record.started).as_secs_f64(),
@@ -603,6 +616,7 @@ fn site_record(site: &SiteName, result: &SiteResult) -> metrics::SiteRecord {
         weight: None,
         metrics: Vec::new(),
         failure: None,
+        received: None,
     };
     match result {
         SiteResult::Contributed {

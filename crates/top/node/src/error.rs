@@ -94,7 +94,9 @@ impl Hint for NodeError {
             Self::Launch(error) => error.hint(),
             Self::Bind(error) => error.hint(),
             Self::Job(error) => error.hint(),
-            Self::Busy { .. } => Some("each site needs a directory of its own: choose another with --root".into()),
+            Self::Busy { .. } => {
+                Some("each site needs a directory of its own: choose another with --root".into())
+            }
             Self::Name(_) | Self::Agent(_) | Self::Io { .. } => None,
         }
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use firesteel_base::{Durations, JobId, SiteName, limits};
-use firesteel_carry::{Carrier, Connection, Depot, Remote};
+use firesteel_carry::{Carrier, Connection, Depot, Relay, Remote};
 use firesteel_net::{Identity, IdentityFiles, Listener, Options};
 use firesteel_observe::{Console, ConsoleStyle, LogConfig, Logger, Logs};
 use firesteel_server::{Job, JobParts, JobReport, Watch};
@@ -93,7 +93,13 @@ async fn drive(
     let id = JobId::new(&spec.name)?;
     let objects = run.objects()?;
     let spool = Spool::open(&objects, options.spool, options.in_memory)?;
-    let depot = Depot::new(objects.clone(), Some(spool), durations);
+    let told = logger.clone();
+    let depot = Depot::warning(
+        objects.clone(),
+        Some(spool.clone()),
+        durations,
+        move |text| told.warning(text),
+    );
     let identity = Identity::from_files(&options.identity)?;
     let listener = Listener::bind(options.listen, identity, options.net).await?;
     let address = listener.local_address();
@@ -109,6 +115,7 @@ async fn drive(
     let (connections, incoming) = mpsc::channel::<Connection>(BACKLOG);
     let accepting = tokio::spawn(connect::accept(listener, connections, logger.clone()));
     let (status, _) = watch::channel(None);
+    let relay = Relay::default();
     let parts = JobParts {
         id,
         epoch: random(),
@@ -116,8 +123,10 @@ async fn drive(
         spec,
         run,
         objects,
+        spool: Some(spool),
         carriers: Box::new(move |site: &SiteName| {
-            let carrier: Arc<dyn Carrier> = Arc::new(Remote::new(&depot, site.as_str()));
+            let remote = Remote::new(&depot, site.as_str()).relayed(&relay);
+            let carrier: Arc<dyn Carrier> = Arc::new(remote);
             carrier
         }),
         watch: told,
@@ -134,8 +143,8 @@ async fn drive(
 /// need is theirs to check.
 fn check_disk(options: &ServerOptions) -> Result<(), NodeError> {
     let ServerOptions { spec, root, .. } = options;
-    let model_len = parts::model_len(root, spec, options.resume)
-        .unwrap_or(limits::INLINE_OBJECT as u64);
+    let model_len =
+        parts::model_len(root, spec, options.resume).unwrap_or(limits::INLINE_OBJECT as u64);
     let updates = match spec.aggregation.method {
         Method::Mean => Updates::Elastic {
             budget: match options.spool {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use firesteel_agent::{Agent, AgentParts, Launch, Launcher, Launching, Slots};
 use firesteel_base::{Durations, SiteName};
 use firesteel_bridge::BridgeListener;
+use firesteel_bridge::stream::Exchange;
 use firesteel_carry::{Depot, Remote};
 use firesteel_launch::Supervisor;
 use firesteel_net::{Identity, IdentityFiles, Options};
 use firesteel_observe::{Console, ConsoleStyle, LogConfig, Logger, Logs};
 use firesteel_store::Objects;
-use firesteel_wire::spec::JobSpec;
+use firesteel_wire::spec::{Filters, JobSpec};
 use tokio::sync::{Mutex, watch};
 
 use crate::NodeError;
@@ -32,6 +33,8 @@ pub struct SiteOptions {
     pub identity: IdentityFiles,
     /// Its own directory, for one process at a time.
     pub root: PathBuf,
+    /// Its own filters, beside those of the job.
+    pub filters: Filters,
     /// How its trainers come about.
     pub trainers: Trainers,
     /// The GPUs of each worker, in turn.
@@ -64,7 +67,11 @@ pub async fn act(
     let logger = logs.logger("firesteel.agent").for_site(&options.site);
     let durations = options.durations;
     let objects = Objects::open(&root.join("objects"))?;
-    let depot = Depot::new(objects.clone(), None, durations);
+    let told = logger.clone();
+    let depot = Depot::warning(objects.clone(), None, durations, move |text| {
+        told.warning(text);
+    });
+    let received = objects.clone();
     let identity = Identity::from_files(&options.identity)?;
     let rejected = logger.named("firesteel.bridge");
     let listener = BridgeListener::bind(None, durations.connect, move |rejection| {
@@ -77,16 +84,20 @@ pub async fn act(
         started: Mutex::default(),
     });
     let slots = Slots::new(options.trainers.workers.max(1), &options.gpus);
+    let exchange = Exchange::new();
+    let remote = Remote::new(&depot, "the server").offering(&exchange);
     let parts = AgentParts {
         launch: Launch::Later(Arc::clone(&supervised) as Arc<dyn Launcher>),
         listener,
         slots,
         per_task: false,
         objects,
-        streams: None,
-        carrier: Arc::new(Remote::new(&depot, "the server")),
+        streams: Some(exchange.desk_with(options.site.as_str(), remote.elsewhere())),
+        filters: options.filters,
+        carrier: Arc::new(remote),
         instance: random(),
         kept: Some(root.join("kept")),
+        stop: Some(stop.clone()),
         outbox: root.join("outbox"),
         state_dir: root.join("state"),
         cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
@@ -101,16 +112,21 @@ pub async fn act(
         options: options.net,
     };
     let acting = Agent::run(parts, Box::new(dial));
+    // It leaves the job in good order, unless that takes too long.
+    let grace = durations.stop_grace + durations.drain;
     let stopped = async {
-        let asked = stop.wait_for(Option::is_some).await;
-        if asked.is_err() {
+        if stop.wait_for(Option::is_some).await.is_err() {
             // Nobody will ask.
             std::future::pending::<()>().await;
         }
+        // When it comes back in the same round, its model is here.
+        received.keep_received();
+        tokio::time::sleep(grace).await;
     };
     let result = tokio::select! {
-        result = acting => result,
+        biased;
         () = stopped => Ok(()),
+        result = acting => result,
     };
     if let Err(error) = &result {
         logger.error(&sentence(error));
@@ -148,7 +164,8 @@ impl Launcher for Supervised {
 /// Makes the directory and takes it for this process.
 pub(crate) fn lock(root: &Path) -> Result<File, NodeError> {
     std::fs::create_dir_all(root).map_err(NodeError::io("make the site's directory"))?;
-    let file = File::create(root.join("lock")).map_err(NodeError::io("lock the site's directory"))?;
+    let file =
+        File::create(root.join("lock")).map_err(NodeError::io("lock the site's directory"))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(NodeError::Busy {

@@ -245,7 +245,12 @@ impl StreamFile {
     ///
     /// Raises:
     ///     OSError: the file ends before, or cannot be read.
-    fn read<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        size: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let end = offset.checked_add(size as u64);
         if end.is_none_or(|end| end > self.length) {
             return Err(PyOSError::new_err(format!(
@@ -281,9 +286,9 @@ impl StreamFile {
     ///     OSError: it cannot be written.
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let aside = aside_name(&path)?;
-        let saved = self.save_aside(py, &aside).and_then(|()| {
-            std::fs::rename(&aside, &path).map_err(|error| named(&error, &path))
-        });
+        let saved = self
+            .save_aside(py, &aside)
+            .and_then(|()| std::fs::rename(&aside, &path).map_err(|error| named(&error, &path)));
         if saved.is_err() {
             // The error that came first is the one to tell.
             let _ = std::fs::remove_file(&aside);

@@ -64,9 +64,44 @@ pub enum StreamError {
         /// What happened.
         why: String,
     },
+    /// What the offering site said, in another process.
+    #[error("{message}")]
+    Told {
+        /// One of the codes of the other variants.
+        code: &'static str,
+        /// The sentence.
+        message: String,
+        /// What can be done; may be empty.
+        hint: String,
+    },
 }
 
+/// Characters of a peer's sentence that are repeated.
+const TOLD: usize = 1024;
+
 impl StreamError {
+    /// From what another process said. An unknown code counts as `unreachable`.
+    pub fn told(code: &str, message: &str, hint: &str) -> Self {
+        let codes = [
+            "not-offered",
+            "bad-name",
+            "no-file",
+            "changed",
+            "bad-offer",
+            "too-many",
+        ];
+        let code = codes.into_iter().find(|known| *known == code);
+        let text = |text: &str| {
+            let clean = text.chars().filter(|c| !c.is_control());
+            clean.take(TOLD).collect()
+        };
+        Self::Told {
+            code: code.unwrap_or("unreachable"),
+            message: text(message),
+            hint: text(hint),
+        }
+    }
+
     /// A stable code, for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -77,6 +112,7 @@ impl StreamError {
             Self::Offer { .. } => "bad-offer",
             Self::TooMany { .. } => "too-many",
             Self::Elsewhere { .. } => "unreachable",
+            Self::Told { code, .. } => code,
         }
     }
 
@@ -108,6 +144,7 @@ impl Hint for StreamError {
                 "withdraw what nobody needs any more, or offer with times= or under the same name"
                     .into(),
             ),
+            Self::Told { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::File { .. } | Self::Offer { .. } | Self::Elsewhere { .. } => None,
         }
     }

@@ -160,11 +160,7 @@ impl Exchange {
     /// # Errors
     /// [`StreamError`].
     pub fn open(&self, asker: &str, wanted: &Wanted) -> Result<Found, StreamError> {
-        if wanted.id.is_empty()
-            && let Some(why) = beneath::wanted_name(&wanted.name)
-        {
-            return Err(bad_name(&wanted.name, why));
-        }
+        wanted.check()?;
         let (name, within) = match wanted.name.split_once('/') {
             Some((name, within)) => (name, Some(within)),
             None => (&*wanted.name, None),
@@ -229,7 +225,10 @@ impl Exchange {
     }
 
     /// [`Exchange::open`], after the offer has been made.
-    async fn wait_for(&self, asker: &str, wanted: &Wanted) -> Result<Found, StreamError> {
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn wait_for(&self, asker: &str, wanted: &Wanted) -> Result<Found, StreamError> {
         let until = Instant::now() + wanted.wait.min(Duration::from_secs(1 << 30));
         loop {
             let changed = self.0.changed.notified();
@@ -246,6 +245,19 @@ impl Exchange {
                 Ok(found) => return found,
                 Err(error) => return Err(no_file(wanted, error.to_string())),
             }
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether it can be asked for at all.
+    ///
+    /// # Errors
+    /// [`StreamError::Name`] for what is no name, or leads out of a folder.
+    pub fn check(&self) -> Result<(), StreamError> {
+        match beneath::wanted_name(&self.name) {
+            Some(why) if self.id.is_empty() => Err(bad_name(&self.name, why)),
+            _ => Ok(()),
         }
     }
 }
@@ -472,7 +484,10 @@ mod tests {
         assert!(exchange.open("b", &by_name("c", "weights")).is_err());
         assert!(exchange.open("b", &by_id("c", &id)).is_err());
         exchange.withdraw("b", &id);
-        assert!(exchange.open("b", &by_id("a", &id)).is_ok(), "not b's to withdraw");
+        assert!(
+            exchange.open("b", &by_id("a", &id)).is_ok(),
+            "not b's to withdraw"
+        );
         exchange.withdraw("a", &id);
         assert!(exchange.open("b", &by_id("a", &id)).is_err());
         assert!(exchange.open("b", &by_name("a", "weights")).is_err());

@@ -13,6 +13,11 @@ fn record(round: u32) -> RoundRecord {
                 weight: Some(100.0),
                 metrics: vec![("accuracy".into(), 0.5), ("loss".into(), f64::NAN)],
                 failure: None,
+                received: Some(Received {
+                    bytes: 1000,
+                    travelled: 10,
+                    seconds: 0.5,
+                }),
             },
             SiteRecord {
                 site: SiteName::new("site-2").unwrap(),
@@ -23,6 +28,7 @@ fn record(round: u32) -> RoundRecord {
                     Failure::new(FailureCode::Raised, Phase::Train, "ValueError: no")
                         .with_hint("look"),
                 ),
+                received: None,
             },
         ],
         metrics: vec![("accuracy".into(), 0.5)],
@@ -51,7 +57,8 @@ fn a_round_is_one_line_of_json() {
             "seconds": 1.25,
             "sites": [
                 {"site": "site-1", "state": "done", "weight": 100.0,
-                 "metrics": {"accuracy": 0.5, "loss": null}},
+                 "metrics": {"accuracy": 0.5, "loss": null},
+                 "received": {"bytes": 1000, "travelled": 10, "seconds": 0.5}},
                 {"site": "site-2", "state": "failed", "weight": null, "metrics": {},
                  "failure": {"code": "raised", "phase": "train", "message": "ValueError: no", "hint": "look"}},
             ],

@@ -169,7 +169,7 @@ fn stage_text(stage: &SiteStage, since: Duration) -> String {
                 let percent = (*done as f64 / *total as f64 * 100.0)
                     .clamp(0.0, 100.0)
                     .floor();
-                format!("{word:<11}  {percent}%")
+                format!("{word:<11}  {percent}%{}", moved_text(*done, *total, since))
             }
         }
         SiteStage::Training => format!("{word:<11}  {}", clock::short(since)),
@@ -177,6 +177,29 @@ fn stage_text(stage: &SiteStage, since: Duration) -> String {
         SiteStage::Done { note } => format!("{word:<11}  {}", one_line(note)),
         SiteStage::Failed { message } => format!("{word:<11}  {}", one_line(message)),
     }
+}
+
+/// `  12.5 of 256.0 MiB, 110.2 MB/s, 3s left`; what is small is not worth it.
+fn moved_text(done: u64, total: u64, since: Duration) -> String {
+    const MIB: f64 = 1024.0 * 1024.0;
+    if (total as f64) < MIB {
+        return String::new();
+    }
+    let mut text = format!(
+        "  {:.1} of {:.1} MiB",
+        done as f64 / MIB,
+        total as f64 / MIB
+    );
+    // A rate over a moment says nothing.
+    if done > 0 && since >= Duration::from_secs(1) {
+        let rate = done as f64 / since.as_secs_f64();
+        let _ = write!(text, ", {:.1} MB/s", rate / 1e6);
+        let left = total.saturating_sub(done) as f64 / rate;
+        if let Ok(left) = Duration::try_from_secs_f64(left) {
+            let _ = write!(text, ", {} left", clock::short(left));
+        }
+    }
+    text
 }
 
 fn one_line(message: &str) -> String {
@@ -194,5 +217,32 @@ fn number(value: f64) -> String {
         format!("{value:.4}")
     } else {
         format!("{value:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_shows_bytes_and_soon_its_rate() {
+        let shown = |done, total, seconds| {
+            let stage = SiteStage::Sending { done, total };
+            stage_text(&stage, Duration::from_secs_f64(seconds))
+        };
+        let mib = 1 << 20;
+        assert_eq!(shown(5, 10, 9.0), "sending      50%");
+        assert_eq!(
+            shown(64 * mib, 256 * mib, 0.5),
+            "sending      25%  64.0 of 256.0 MiB"
+        );
+        assert_eq!(
+            shown(64 * mib, 256 * mib, 2.0),
+            "sending      25%  64.0 of 256.0 MiB, 33.6 MB/s, 6.0s left"
+        );
+        assert_eq!(
+            shown(0, 256 * mib, 2.0),
+            "sending      0%  0.0 of 256.0 MiB"
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Whether a file is still the one that was opened, and reading it so.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{OFlags, Stat};
+use rustix::io::ReadWriteFlags;
 
 use super::{Body, ModelObject};
 use crate::error::{ChangedError, ObjectError, StoreError};
@@ -48,6 +49,31 @@ impl Identity {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The same of what lies in the page cache; how many of the first bytes do.
+    pub(crate) fn read_cached_at(
+        &self,
+        file: &File,
+        path: &Path,
+        offset: u64,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
+        let mut read = 0;
+        while let Some(rest) = into.get_mut(read..).filter(|rest| !rest.is_empty()) {
+            let at = offset.saturating_add(read as u64);
+            let rest = &mut [IoSliceMut::new(rest)];
+            match rustix::io::preadv2(file, rest, at, ReadWriteFlags::NOWAIT) {
+                // The end, not there yet, or not known to this file system: for
+                // `read_at` to find out.
+                Ok(0) | Err(_) => break,
+                Ok(more) => read += more,
+            }
+        }
+        if read > 0 && Self::of(file)? != *self {
+            return Err(io::Error::other(ChangedError { path: path.into() }));
+        }
+        Ok(read)
     }
 }
 
@@ -146,6 +172,20 @@ impl ObjectReader {
                 into.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
                 Ok(())
             }
+        }
+    }
+
+    /// Fills the start of `into` with what can be had without waiting for a disk;
+    /// how many bytes those are.
+    ///
+    /// # Errors
+    /// A [`ChangedError`] when the file was changed.
+    pub fn read_cached_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        match (&self.file, &self.object.0.body) {
+            (Some((file, identity)), Body::Mapped(Some(mapped))) => {
+                identity.read_cached_at(file, &mapped.path, offset, into)
+            }
+            _ => self.read_at(offset, into).map(|()| into.len()),
         }
     }
 }

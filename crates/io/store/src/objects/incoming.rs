@@ -254,6 +254,11 @@ impl Objects {
         })
     }
 
+    /// Whether that name is received or its object held.
+    pub(crate) fn is_claimed(&self, name: &PartName) -> bool {
+        lock(&self.0.claimed).contains(name)
+    }
+
     /// What earlier transfers left and nobody has taken up, the oldest first.
     ///
     /// # Errors
@@ -729,7 +734,7 @@ fn fresh(path: &Path, room_len: u64) -> io::Result<File> {
     }
 }
 
-fn remove_whatever(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_whatever(path: &Path) -> Result<(), StoreError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => {
             std::fs::remove_dir_all(path).map_err(|source| StoreError::new("remove", path, source))

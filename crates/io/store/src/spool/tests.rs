@@ -71,6 +71,16 @@ fn what_exceeds_the_budget_stays_at_its_site() {
 }
 
 #[test]
+fn an_update_that_is_given_up_for_itself_is_waited_for_not_left_at_its_site() {
+    let (_dir, _objects, spool) = spool(LEN);
+    let first = spooled(spool.admit(&update(1), LEN).unwrap());
+    let again = spool.admit(&update(1), LEN).unwrap_err();
+    assert!(matches!(again, IncomingError::Busy { .. }), "{again}");
+    drop(first);
+    spooled(spool.admit(&update(1), LEN).unwrap());
+}
+
+#[test]
 fn an_update_that_is_written_here_counts_too() {
     let (_dir, objects, spool) = spool(LEN);
     let bytes = model(LEN as usize - 200, 1);

@@ -108,6 +108,7 @@ impl Place {
             spec,
             run: Arc::clone(&run),
             objects: objects.clone(),
+            spool: None,
             carriers: {
                 let objects = objects.clone();
                 Box::new(move |_| Arc::new(Local::new(objects.clone())))

@@ -89,6 +89,16 @@ fn bytes_that_come_in_any_order_from_any_thread_make_the_model() {
 }
 
 #[test]
+fn folders_that_a_killed_process_left_are_no_obstacle() {
+    let disk = Disk::new();
+    let left = disk.objects().dir().join("filtering");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("between-1"), b"half").unwrap();
+    drop(disk.objects());
+    assert!(!left.exists());
+}
+
+#[test]
 fn a_small_file_stays_in_memory() {
     let disk = Disk::new();
     let bytes = model(500, 7);
