@@ -32,6 +32,8 @@ SPOOL_EVERY_S = 0.2
 # What a run may take at most: a start, and then by its bytes.
 START_S = 120.0
 SLOWEST_BYTES_PER_S = 10e6
+# The command line of this process.
+OWN = watch.command_of(os.getpid())
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class Outcome:
 
 def our_role(words: list[str]) -> str | None:
     """Server, site (its agent), supervisor and trainer."""
-    if not words:
+    # A child that has not become itself yet looks like this process.
+    if not words or words == OWN:
         return None
     if os.path.basename(words[0]) == "firesteel":
         verbs = words[1:3]
@@ -168,6 +171,8 @@ def our_role(words: list[str]) -> str | None:
 
 def flare_role(words: list[str]) -> str | None:
     """The server's two processes together, and each client's."""
+    if words == OWN:
+        return None
     text = " ".join(words)
     if "app.server" in text:
         return "server"

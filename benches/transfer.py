@@ -110,11 +110,10 @@ def part(report: Report, options: argparse.Namespace) -> None:
         "writing a window into a fresh allocated file": steps["write_fresh"],
         "memcpy": steps["memcpy"],
         "page faults of a mapped warm file": steps["faults_mapped"],
-        "page faults of private copies of its pages": steps["faults_private"],
         "page faults of fresh memory": steps["faults_anonymous"],
-        "trainer: arrays into a fresh file": ends["write_fresh"],
-        "trainer: arrays over a recycled file": ends["write_again"],
+        "trainer: arrays into a fresh file": ends["write"],
         "trainer: a file as arrays, each page read": ends["read"],
+        "trainer: adding one in place, which makes private pages": ends["private"],
     }
     page += "\n" + table(
         ["steps by themselves", "CPU-s per GB"],

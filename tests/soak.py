@@ -261,11 +261,11 @@ class Cutter:
 
 def soak_cuts(megabytes: int) -> list[str]:
     """An upload that is cut again and again; whether the trainer noticed."""
-    # The first round's upload is whole; the cuts are spread over the next two.
+    # The uploads of two rounds are whole; the cuts are spread over the next three.
     size = megabytes << 20
     cutter = Cutter(every=size // 8, cuts=CUTS)
-    cutter.carried = -size - size // 16
-    setup = large_runs.Setup(sites=1, size=size, rounds=4, external=True, through=cutter.start)
+    cutter.carried = -2 * size - size // 16
+    setup = large_runs.Setup(sites=1, size=size, rounds=5, external=True, through=cutter.start)
     outcome = large_runs.run_ours(setup)
     large_runs.tell(outcome)
     wrong = []
@@ -274,7 +274,7 @@ def soak_cuts(megabytes: int) -> list[str]:
     elif cutter.left:
         wrong.append(f"{cutter.left} of {CUTS} cuts were not made")
     else:
-        before, after = (outcome.held_in("trainer", span) for span in (range(1), range(1, 4)))
+        before, after = (outcome.held_in("trainer", span) for span in (range(2), range(2, 5)))
         print(
             f"{CUTS} cuts: the trainer held {before / 1e6:.1f} MB before,"
             f" {after / 1e6:.1f} MB with them",

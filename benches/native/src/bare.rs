@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Spent, Watch};
 use crate::files::{self, WINDOW};
 use crate::tls::{Secret, Tls};
+
+/// The file's name.
+const SOURCE: &str = "bare-from";
 
 /// How a file is copied.
 #[derive(Debug, clap::Args)]
@@ -85,12 +87,10 @@ struct Told {
 
 /// Copies over TCP and over TLS and prints what each pass took.
 pub fn run(options: &Options) -> Result<()> {
-    let bytes = options.megabytes << 20;
-    let (from, to) = (
-        options.folder.join("bare-from"),
-        options.folder.join("bare-to"),
-    );
-    files::noise(&from, bytes).context("the source")?;
+    let (from, to) = (options.folder.join(SOURCE), options.folder.join("bare-to"));
+    let bytes = files::mapped_model(&options.folder, SOURCE, options.megabytes << 20)
+        .context("the source")?
+        .len();
     drop(files::warm_output(&to, bytes).context("the target")?);
     let mut found = serde_json::Map::new();
     for carrier in [Carrier::Tcp, Carrier::Tls] {
@@ -284,15 +284,13 @@ fn send(options: &EndOptions) -> Result<Vec<Spent>> {
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, options.port))?;
     println!("connected");
     let mut link = Link::new(socket, options)?;
-    let file = File::open(&options.file)?;
-    // SAFETY: the file is this bench's own, and nobody changes it meanwhile.
-    #[allow(unsafe_code, reason = "a mapped source is what is measured")]
-    let map = unsafe { Mmap::map(&file)? };
+    let folder = options.file.parent().context("the source's folder")?;
+    let model = files::mapped_model(folder, SOURCE, options.bytes)?;
     let mut spent = Vec::new();
     for _ in 0..options.passes {
         link.turn()?;
         let watch = Watch::start();
-        for window in map.chunks(WINDOW) {
+        for window in model.bytes().chunks(WINDOW) {
             link.write(window)?;
         }
         spent.push(watch.read());

@@ -4,6 +4,7 @@
 //! and reads the JSON that they print.
 //!
 //! Start at [`Task`].
+#![forbid(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
     reason = "a bench opens files and sockets and looks at the clock"
@@ -18,6 +19,10 @@ mod tls;
 
 use anyhow::Result;
 use clap::Parser;
+
+/// As the program that is measured has.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What to run.
 #[derive(Debug, Parser)]

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use firesteel_store::ModelObject;
+use memmap2::MmapMut;
 
 use crate::clock::Watch;
 use crate::files::{self, WINDOW};
@@ -32,13 +33,12 @@ pub struct Options {
 /// Prints every step's figures, a list with one figure per pass.
 pub fn run(options: &Options) -> Result<()> {
     let bytes = options.megabytes << 20;
-    let (from, to) = (
-        options.folder.join("parts-from"),
-        options.folder.join("parts-to"),
-    );
-    files::noise(&from, bytes).context("the source")?;
+    let (from, to) = (options.folder.join(SOURCE), options.folder.join("parts-to"));
+    let model = files::mapped_model(&options.folder, SOURCE, bytes).context("the source")?;
     let bench = Bench {
+        folder: options.folder.clone(),
         source: File::open(&from)?,
+        model,
         target: files::warm_output(&to, bytes)?,
         path: to.clone(),
         gigabytes: bytes as f64 / 1e9,
@@ -52,7 +52,6 @@ pub fn run(options: &Options) -> Result<()> {
         "write_warm": bench.write_warm()?,
         "write_fresh": bench.write_fresh(bytes)?,
         "faults_mapped": bench.faults_mapped()?,
-        "faults_private": bench.faults_private()?,
         "faults_anonymous": bench.faults_anonymous(bytes)?,
         "memcpy": bench.memcpy()?,
     });
@@ -62,8 +61,13 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The source's name.
+const SOURCE: &str = "parts-from";
+
 struct Bench {
+    folder: PathBuf,
     source: File,
+    model: ModelObject,
     target: File,
     path: PathBuf,
     gigabytes: f64,
@@ -72,7 +76,11 @@ struct Bench {
 
 /// One byte of every page.
 fn touch(bytes: &[u8]) -> u64 {
-    bytes.iter().step_by(4096).map(|&byte| u64::from(byte)).sum()
+    bytes
+        .iter()
+        .step_by(4096)
+        .map(|&byte| u64::from(byte))
+        .sum()
 }
 
 impl Bench {
@@ -87,15 +95,9 @@ impl Bench {
             .collect()
     }
 
-    fn map(&self) -> Result<Mmap> {
-        // SAFETY: the file is this bench's own, and nobody changes it meanwhile.
-        #[allow(unsafe_code, reason = "a mapped source is what is measured")]
-        Ok(unsafe { Mmap::map(&self.source)? })
-    }
-
     /// AES-256-GCM, as TLS 1.3 uses it: records of 16 KiB, sealed in place.
     fn seal(&self) -> Result<Vec<f64>> {
-        let map = self.map()?;
+        let map = self.model.bytes();
         let cipher = Cipher::new()?;
         let mut record = vec![0; RECORD];
         self.passes(|| {
@@ -129,7 +131,7 @@ impl Bench {
     }
 
     fn hash(&self) -> Result<Vec<f64>> {
-        let map = self.map()?;
+        let map = self.model.bytes();
         self.passes(|| {
             let mut hasher = blake3::Hasher::new();
             for window in map.chunks(WINDOW) {
@@ -174,24 +176,11 @@ impl Bench {
         Ok(figures)
     }
 
-    /// Mapping a warm file and reading it, less reading it again.
+    /// Mapping a warm file and reading a byte of each page.
     fn faults_mapped(&self) -> Result<Vec<f64>> {
         self.passes(|| {
-            black_box(touch(&self.map()?));
-            Ok(())
-        })
-    }
-
-    /// Writing to each page of a private mapping: every page is copied.
-    fn faults_private(&self) -> Result<Vec<f64>> {
-        self.passes(|| {
-            // SAFETY: the file is this bench's own, and nobody changes it meanwhile.
-            #[allow(unsafe_code, reason = "a private mapping is what is measured")]
-            let mut map: MmapMut = unsafe { MmapOptions::new().map_copy(&self.source)? };
-            for byte in map.iter_mut().step_by(4096) {
-                *byte = byte.wrapping_add(1);
-            }
-            black_box(&map);
+            let model = files::mapped_model(&self.folder, SOURCE, 0)?;
+            black_box(touch(model.bytes()));
             Ok(())
         })
     }
@@ -211,11 +200,11 @@ impl Bench {
 
     /// Warm to warm, larger than any cache.
     fn memcpy(&self) -> Result<Vec<f64>> {
-        let from = self.map()?;
+        let from = self.model.bytes();
         let mut to = vec![1u8; from.len()];
-        to.copy_from_slice(&from);
+        to.copy_from_slice(from);
         self.passes(|| {
-            to.copy_from_slice(black_box(&from));
+            to.copy_from_slice(black_box(from));
             black_box(&to);
             Ok(())
         })

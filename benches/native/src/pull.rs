@@ -1,8 +1,9 @@
 //! A model brought from one process to another as roles do it: a session, a
 //! manifest with digests, a pull into a received file, its header read.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,16 +13,17 @@ use anyhow::{Context, Result, bail, ensure};
 use firesteel_base::Durations;
 use firesteel_carry::{Carrier, Depot, Fetched, Offer, Order, Progress, Remote, Way};
 use firesteel_net::dev::Authority;
-use firesteel_net::pull::{Pull, Sink};
-use firesteel_net::{Congestion, Identity, IdentityFiles, Kind, Listener, Options as Net, dial};
+use firesteel_net::pull::{FileSource, Known, Pull, Sink};
+use firesteel_net::{
+    Congestion, Identity, IdentityFiles, Kind, Listener, Options as Net, Session, dial,
+};
 use firesteel_store::{Objects, PartName};
-use firesteel_tensor::{DType, HeaderBuilder};
 use firesteel_transfer::{Budget, ObjectRef};
 use firesteel_wire::control::Object;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Spent, Watch};
-use crate::files::WINDOW;
+use crate::files::{self, WINDOW};
 
 /// The model's number on the wire.
 const MODEL: Offer = Offer::Model { handle: 1 };
@@ -100,7 +102,7 @@ struct Again {
 /// Runs both ends and prints what each pass took.
 pub fn run(options: &Options) -> Result<()> {
     let model = options.folder.join("pull-model.safetensors");
-    let length = write_model(&model, options.tensors, options.each)?;
+    let length = files::write_model(&model, options.tensors, options.each)?;
     let authority = Authority::new("firesteel bench")?;
     authority
         .server("server", &["localhost", "127.0.0.1"])?
@@ -115,7 +117,11 @@ pub fn run(options: &Options) -> Result<()> {
         forget_pages(&model)?;
     }
     let mut sender = End::start(options, Side::Send, None)?;
-    let address = sender.line()?.trim().parse().context("the sender's address")?;
+    let address = sender
+        .line()?
+        .trim()
+        .parse()
+        .context("the sender's address")?;
     let before = read_bytes(sender.child.id())?;
     let receiver = End::start(options, Side::Receive, Some(address))?;
     let received: Told = serde_json::from_str(&receiver.rest()?)?;
@@ -199,32 +205,6 @@ impl End {
         ensure!(self.child.wait()?.success(), "one end failed");
         Ok(text)
     }
-}
-
-/// A model of noise; its length.
-pub fn write_model(path: &Path, tensors: u64, each: u64) -> Result<u64> {
-    let mut builder = HeaderBuilder::new();
-    for number in 0..tensors {
-        builder.tensor(&format!("layer_{number:06}"), DType::F32, &[each / 4]);
-    }
-    let (head, header) = builder.encode()?;
-    let mut file = std::io::BufWriter::with_capacity(WINDOW, std::fs::File::create(path)?);
-    file.write_all(&head)?;
-    let mut left = header.total_len() - head.len() as u64;
-    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
-    while left > 0 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        // Two numbers from 1 to 2: finite, whatever the bits.
-        let bits = (state & 0x007f_ffff_007f_ffff) | 0x3f80_0000_3f80_0000;
-        let bytes = bits.to_le_bytes();
-        let now = left.min(8) as usize;
-        file.write_all(&bytes[..now])?;
-        left -= now as u64;
-    }
-    file.into_inner()?.sync_all()?;
-    Ok(header.total_len())
 }
 
 fn forget_pages(path: &Path) -> Result<()> {
@@ -352,45 +332,83 @@ async fn receive(options: &EndOptions) -> Result<()> {
         let depot = Depot::new(objects.clone(), None, Durations::default());
         let remote = Remote::new(&depot, "the sender");
         remote.connected(Way::Session(session.clone()));
-        let fetch = async |pass: u8| {
-            let progress = Arc::new(Progress::new(length));
-            let watch = Watch::start();
-            let fetched = remote
-                .fetch(Order {
-                    object: Object {
-                        inline: None,
-                        id: MODEL.id(),
-                        length,
-                    },
-                    name: "the model".to_owned(),
-                    part: PartName::of_digest(&[pass; 32]),
-                    whole: true,
-                    progress: Arc::clone(&progress),
-                })
-                .await?;
-            let spent = watch.read();
-            let Fetched::Here(model) = fetched else {
-                bail!("the model did not come");
-            };
-            Ok((model, spent, progress.travelled()))
+        let progress = Arc::new(Progress::new(length));
+        let watch = Watch::start();
+        let fetched = remote
+            .fetch(Order {
+                object: Object {
+                    inline: None,
+                    id: MODEL.id(),
+                    length,
+                },
+                name: "the model".to_owned(),
+                part: PartName::of_digest(&[0; 32]),
+                whole: true,
+                progress: Arc::clone(&progress),
+            })
+            .await?;
+        told.spent.push(watch.read());
+        told.travelled.push(progress.travelled());
+        let Fetched::Here(model) = fetched else {
+            bail!("the model did not come");
         };
-        let (model, spent, travelled) = fetch(0).await?;
-        told.spent.push(spent);
-        told.travelled.push(travelled);
-        let last = pass + 1 == options.passes;
-        if options.again && last {
-            let (_, spent, travelled) = fetch(1).await?;
-            told.again = Some(Again { spent, travelled });
-        }
-        if last {
+        if pass + 1 == options.passes {
             let path = model.path().context("the received file")?;
             let _ = std::fs::remove_file(&kept);
             std::fs::hard_link(path, &kept)?;
+            if options.again {
+                told.again = Some(again(&session, &kept, length).await?);
+            }
         }
         session.close("it is done").await;
     }
     println!("{}", serde_json::to_string(&told)?);
     Ok(())
+}
+
+/// Pulls the model into another file, with the one that is there to take from.
+async fn again(session: &Session, kept: &Path, length: u64) -> Result<Again> {
+    let object = ObjectRef::new(MODEL.id(), length)?;
+    let budget = Budget::default();
+    let pull = |sink: Arc<dyn Sink>| Pull::new("the sender", "the model", object, sink, &budget);
+    let first = pull(Arc::new(Nowhere))
+        .retrying(|| session.open(Kind::TRANSFER))
+        .await?;
+    let known = Arc::new(Known::default());
+    known.add(Arc::new(FileSource::open(kept)?), first.manifest);
+    let path = kept.with_extension("again");
+    let sink = Arc::new(Plain(files::warm_output(&path, length)?));
+    let watch = Watch::start();
+    let pulled = pull(sink)
+        .known(known)
+        .retrying(|| session.open(Kind::TRANSFER))
+        .await?;
+    let spent = watch.read();
+    compare(kept, &path)?;
+    let counted = pulled.counters;
+    Ok(Again {
+        spent,
+        travelled: counted.pulled + counted.manifest + counted.surplus,
+    })
+}
+
+/// A file, and nothing more.
+struct Plain(std::fs::File);
+
+impl Sink for Plain {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_exact_at(into, offset)
+    }
+
+    fn save(&self, _note: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn forget(&self, _range: std::ops::Range<u64>) {}
 }
 
 /// Receivers in one process, each with a session of its own.
@@ -407,7 +425,13 @@ async fn receive_at_once(options: &EndOptions) -> Result<()> {
             let session = dial(&address, "localhost", &identity, net).await?;
             let object = ObjectRef::new(MODEL.id(), length)?;
             let budget = Budget::default();
-            let mut pull = Pull::new("the sender", "the model", object, Arc::new(Nowhere), &budget);
+            let mut pull = Pull::new(
+                "the sender",
+                "the model",
+                object,
+                Arc::new(Nowhere),
+                &budget,
+            );
             pull.retrying(|| session.open(Kind::TRANSFER)).await?;
             let ended = started.elapsed().as_secs_f64();
             session.close("it is done").await;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use firesteel_net::pull::{FileSource, Offered, Offers, Sink};
 use firesteel_rig::models;
 use firesteel_store::{Incoming, Objects, PartName};
@@ -52,6 +52,16 @@ impl Shelf {
         let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shelf.insert(id, entry);
         Ok(ObjectRef::new(id, length)?)
+    }
+}
+
+impl Shelf {
+    /// Has the manifest of an offer made now, as it is for all but the first who
+    /// asks.
+    pub async fn prepare(&self, peer: &str, object: ObjectRef) -> Result<()> {
+        let offered = self.find(peer, object.id).context("it is not offered")?;
+        offered.manifest().await?;
+        Ok(())
     }
 }
 

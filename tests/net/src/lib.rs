@@ -13,4 +13,4 @@ mod files;
 mod peers;
 
 pub use files::{Arriving, Shelf, model_file};
-pub use peers::{Identities, Server, Site, beat};
+pub use peers::{Identities, Server, Site, beat, followed_beat};

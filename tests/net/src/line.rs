@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use firesteel_base::Durations;
 use firesteel_net::{BoxStream, Congestion, Identity, Options};
-use firesteel_net_tests::{Arriving, Identities, Server, Site, beat, model_file};
+use firesteel_net_tests::{Arriving, Identities, Server, Site, beat, followed_beat, model_file};
 use firesteel_rig::{Link, Place, Space, Wan};
 use firesteel_store::Objects;
 use tokio::runtime::{Builder, Runtime};
@@ -25,7 +25,7 @@ pub struct Line {
     options: Options,
     far_runtime: Runtime,
     far: Place,
-    _near_runtime: Runtime,
+    near_runtime: Runtime,
     near: Place,
     folder: tempfile::TempDir,
 }
@@ -39,6 +39,8 @@ pub struct Pulled {
     pub took: Duration,
     /// What heartbeats took meanwhile.
     pub beats: Vec<Duration>,
+    /// What those took that had packets behind them; they take turns.
+    pub followed: Vec<Duration>,
 }
 
 impl Line {
@@ -71,7 +73,7 @@ impl Line {
             options,
             far_runtime,
             far,
-            _near_runtime: near_runtime,
+            near_runtime,
             near,
             folder: tempfile::tempdir()?,
         })
@@ -142,6 +144,8 @@ impl Line {
         let tensors = bytes.div_ceil(TENSOR);
         let path = model_file(self.folder.path(), tensors, bytes / tensors, 5)?;
         let object = self.server.shelf.offer("site-1", 1, &path)?;
+        let preparing = self.server.shelf.prepare("site-1", object);
+        self.near.run(|| self.near_runtime.block_on(preparing))?;
         let objects = Objects::open(&self.folder.path().join("objects"))?;
         let room = Arriving::new(&objects, object)?;
         let site = Arc::new(self.site(address));
@@ -149,14 +153,18 @@ impl Line {
             // A proxy's cuts end its session, and heartbeats are not what is
             // looked at there.
             let control = site.session().await?.control();
-            let beats = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let beats = Arc::new(std::sync::Mutex::new((Vec::new(), Vec::new())));
             let heard = Arc::clone(&beats);
             let beating = tokio::spawn(async move {
                 let mut control = control.context("nobody has taken it")?;
                 loop {
                     let next = tokio::time::sleep(BEAT);
                     let took = beat(&mut control).await?;
-                    heard.lock().expect("nobody panics here").push(took);
+                    heard.lock().expect("nobody panics here").0.push(took);
+                    next.await;
+                    let next = tokio::time::sleep(BEAT);
+                    let took = followed_beat(&mut control).await?;
+                    heard.lock().expect("nobody panics here").1.push(took);
                     next.await;
                 }
                 #[allow(unreachable_code, reason = "it says what the task gives")]
@@ -168,11 +176,12 @@ impl Line {
             let took = started.elapsed();
             beating.abort();
             let _ = beating.await;
-            let beats = std::mem::take(&mut *beats.lock().expect("nobody panics here"));
+            let (beats, followed) = std::mem::take(&mut *beats.lock().expect("nobody panics here"));
             anyhow::Ok(Pulled {
                 bytes: object.length,
                 took,
                 beats,
+                followed,
             })
         })?;
         let received = room.finish()?;

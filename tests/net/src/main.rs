@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use firesteel_net_tests::beat;
+use firesteel_net_tests::{beat, followed_beat};
 use firesteel_rig::{Direction, Link, Proxy, Space, isolate_process};
 use serde_json::{Value, json};
 
@@ -162,17 +162,23 @@ fn narrow(space: &Space, asked: &Asked) -> Result<Value> {
     let mut all = json!({});
     let line = Line::new(space, link, 1, None)?;
     let beats = (300 / asked.share).max(30);
-    let idle = line.at_the_site(async {
+    let (idle, followed) = line.at_the_site(async {
         let mut control = line.control(line.server_address()).await?;
-        let mut took = Vec::new();
+        let (mut idle, mut followed) = (Vec::new(), Vec::new());
         for _ in 0..beats {
             let next = tokio::time::sleep(BEAT);
-            took.push(beat(&mut control).await?);
+            idle.push(beat(&mut control).await?);
+            next.await;
+            let next = tokio::time::sleep(BEAT);
+            followed.push(followed_beat(&mut control).await?);
             next.await;
         }
-        anyhow::Ok(took)
+        anyhow::Ok((idle, followed))
     })?;
     all["idle_heartbeat"] = percentiles(idle);
+    all["idle_heartbeat_followed"] = percentiles(followed);
+    eprintln!("idle: {}", all["idle_heartbeat"]);
+    eprintln!("followed: {}", all["idle_heartbeat_followed"]);
     // The system's own is what a user gets; the others take turns with less.
     for (name, congestion, bytes) in [
         ("default", None, 50_000_000),
@@ -195,6 +201,7 @@ fn narrow(space: &Space, asked: &Asked) -> Result<Value> {
             "lost": there.lost,
             "overflowed": there.overflowed,
             "heartbeat": percentiles(pulled.beats),
+            "heartbeat_followed": percentiles(pulled.followed),
         });
         eprintln!("{name}: {}", all[name]);
     }

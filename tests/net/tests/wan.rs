@@ -171,3 +171,36 @@ fn slow_a_line_that_is_dead_for_a_while_costs_nothing_that_had_arrived() {
         setup.object.length
     );
 }
+
+#[test]
+fn slow_pings_on_a_long_line_have_packets_behind_them_that_show_a_loss() {
+    const PINGS: u64 = 10;
+    let Some(space) = own_space!() else { return };
+    let short = Link::round_trip(20 * MS);
+    let setup = Setup::new(&space, short, KIB);
+    let packets = || {
+        let [there, back] = [Direction::There, Direction::Back].map(|way| setup.wan.counts(way));
+        there.packets + back.packets
+    };
+    setup.at_the_site(async {
+        let session = within(setup.site.session()).await.unwrap();
+        within(session.ping()).await.unwrap();
+        let before = packets();
+        for _ in 0..PINGS {
+            within(session.ping()).await.unwrap();
+        }
+        // A ping, its answer, and what TCP says of them.
+        let sent = packets() - before;
+        assert!(sent <= 5 * PINGS, "{sent} packets for {PINGS} pings");
+
+        setup.wan.set(Link::round_trip(120 * MS));
+        // The first finds out how long the line is.
+        within(session.ping()).await.unwrap();
+        let before = packets();
+        for _ in 0..PINGS {
+            within(session.ping()).await.unwrap();
+        }
+        // Three more behind each, and three behind each answer.
+        until(|| (packets() - before >= 8 * PINGS).then_some(())).await;
+    });
+}
