@@ -21,7 +21,7 @@ import pytest
 import firesteel
 
 GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
-PAGES = ["quickstart", "client-api", "simulation", "filters", "when-it-fails"]
+PAGES = ["quickstart", "client-api", "simulation", "filters", "models", "streaming", "when-it-fails"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"^# (\w+\.py)\n")
 
@@ -52,8 +52,23 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.torch
+def test_the_guide_to_models_runs_where_numpy_knows_bfloat16(tmp_path: Path) -> None:
+    # One of its scripts needs `ml_dtypes`, which comes with this group's Keras.
+    import ml_dtypes
+
+    del ml_dtypes
+    run_programs("models", tmp_path)
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("page", PAGES)
 def test_the_programs_of_a_guide_run(page: str, tmp_path: Path) -> None:
+    run_programs(page, tmp_path)
+
+
+def run_programs(page: str, tmp_path: Path) -> None:
+    """Writes a page's files into a folder and runs those that are jobs."""
     programs = []
     for name, block in blocks(page):
         if name is not None:

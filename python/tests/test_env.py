@@ -70,7 +70,7 @@ def test_many_sites_share_the_cores(fake: Any, monkeypatch: pytest.MonkeyPatch) 
     recipe().execute(SimEnv(num_clients=8))
     assert started(fake)[1]["num_workers"] == 8
     recipe().execute(SimEnv(num_clients=9))
-    assert started(fake)[1]["num_workers"] == 2
+    assert started(fake)[1]["num_workers"] == 3
 
 
 def test_without_a_number_the_job_says_how_many(fake: Any) -> None:

@@ -257,7 +257,7 @@ def federate(script: str, where: Path, monkeypatch: Any, **parameters: Any) -> A
 @pytest.mark.e2e
 def test_sites_offer_and_fetch_in_every_way(tmp_path: Path, monkeypatch: Any) -> None:
     run = federate(SITES, tmp_path, monkeypatch)
-    assert run.status == "completed"
+    assert run.get_status() == "completed"
 
 
 IN_TURN = """
@@ -285,7 +285,7 @@ def test_an_offer_outlives_the_process_that_made_it(tmp_path: Path, monkeypatch:
         model={"w": np.zeros(3, np.float32)},
     )  # fmt: skip
     env = SimEnv(num_clients=2, num_workers=1, extra={"console": "off"})
-    assert recipe.execute(env).status == "completed"
+    assert recipe.execute(env).get_status() == "completed"
 
 
 # The peak of writing and reading many items: one of them, not all.
