@@ -30,7 +30,7 @@ in_env = PATH="$$(dirname $(1)):$$PATH" $(1)
 env = "$$($(PYTHON) scripts/env.py $(1))"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build wheel lint fmt bench soak fuzz clean prune \
+.PHONY: help demo test build wheel lint fmt bench bench-quantize soak fuzz clean prune \
 	setup test-rust test-python test-examples test-wheel lint-rust lint-house lint-python
 .DELETE_ON_ERROR:
 
@@ -105,6 +105,9 @@ fmt: ## Format the Rust sources
 
 bench: build ## Whole-path figures beside FLARE and Flower; ONLY=hello for one part
 	@python=$(call env,core) && $(call in_env,"$$python") benches/run.py $(if $(ONLY),--only $(ONLY)) $(BENCH_ARGS)
+
+bench-quantize: build ## Whether quantized messages change where training ends; BENCH_ARGS="--seeds 2"
+	@python=$(call env,torch) && $(call in_env,"$$python") benches/quantize/run.py $(BENCH_ARGS)
 
 soak: build ## Simulations in a row, 300 rounds over TLS, cut uploads: leaks and orphans; MINUTES=5
 	@python=$(call env,core) && $(call in_env,"$$python") tests/soak.py --minutes $(or $(MINUTES),5) $(SOAK_ARGS)

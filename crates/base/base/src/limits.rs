@@ -203,6 +203,21 @@ pub const OFFER_SITES: usize = 1024;
 /// at once. Each holds one frame.
 pub const STREAM_CONNECTIONS: usize = 32;
 
+/// Fetches between sites that one peer may have under way at once. Each holds two
+/// [`STREAM_RELAY`] at the server, or windows of the transfer budget at a site.
+pub const STREAM_FETCHES: usize = 32;
+
+/// Bytes that are on their way through the server per direction of a fetch
+/// between sites.
+pub const STREAM_RELAY: usize = 64 * 1024;
+
+/// Bytes of a message of a fetch between sites: names, ids and sentences.
+pub const STREAM_MESSAGE: usize = 16 * 1024;
+
+/// Fetches whose file a site keeps open for those who lost the connection. Each
+/// holds one descriptor.
+pub const STREAM_GRANTS: usize = 256;
+
 /// Elements of a tensor that are encoded or decoded at a time. Beside them there
 /// are their f32 values, their codes and their bytes: at most 16 bytes for each,
 /// so 1 MiB per model that is being read.
@@ -228,10 +243,10 @@ pub const SESSION_FRAME: u32 = 256 * 1024;
 
 /// Bytes of the frames that we send on bulk connections, heads included: whole
 /// TLS records of 16 KiB.
-pub const BULK_FRAME: usize = 64 * 1024;
+pub const BULK_FRAME: usize = 256 * 1024;
 
 /// Bytes that a bulk connection has taken from its streams and not written.
-pub const BULK_UNWRITTEN: usize = 256 * 1024;
+pub const BULK_UNWRITTEN: usize = 512 * 1024;
 
 /// The two of a control connection. Where everything shares it, a heartbeat
 /// waits for at most this much of something else, and for what the kernel has.
@@ -240,7 +255,7 @@ pub const CONTROL_FRAME: usize = 8 * 1024;
 pub const CONTROL_UNWRITTEN: usize = 16 * 1024;
 
 /// Bytes of TLS records that are made and not yet in the kernel.
-pub const TLS_UNWRITTEN: usize = 256 * 1024;
+pub const TLS_UNWRITTEN: usize = 512 * 1024;
 
 /// Bytes that are read from a socket at once; every connection holds as much.
 pub const TLS_UNREAD: usize = 64 * 1024;
