@@ -5,7 +5,7 @@
 use bytes::BytesMut;
 use firesteel_base::{Failure, TaskKey};
 use firesteel_wire::control::{ToServer, ToSite, to_server};
-use firesteel_wire::{bridge, frame, supervise};
+use firesteel_wire::{bridge, frame, stream as streams, supervise};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((kind, stream)) = bytes.split_first() else {
         return;
     };
-    match kind % 8 {
+    match kind % 10 {
         0 => read_all::<ToServer>(stream),
         1 => read_all::<ToSite>(stream),
         2 => read_all::<bridge::FromTrainer>(stream),
@@ -21,6 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
         4 => read_all::<supervise::Order>(stream),
         5 => read_all::<supervise::Notice>(stream),
         6 => conversions(stream),
+        8 => read_all::<streams::Ask>(stream),
+        9 => read_all::<streams::Answer>(stream),
         _ => json(stream),
     }
 });

@@ -286,6 +286,26 @@ def test_a_site_that_is_interrupted_leaves_and_is_not_waited_for(tmp_path: Path)
         fed.logged("the site closed its connection")
 
 
+def test_a_site_that_leaves_and_comes_back_in_the_round_still_has_its_model(tmp_path: Path) -> None:
+    spec = training(tmp_path, 2, 1, SIZE)
+    spec["min_clients"] = 1
+    with federation(tmp_path, spec) as fed, Proxy(fed.address) as slow, Proxy(fed.address) as proxy:
+        # The round stays open: of this one nothing comes.
+        slow.rate = 1e5
+        other = fed.site("site-1", connect=slow.address)
+        site = fed.site("site-2", connect=proxy.address)
+        until(lambda: trained(tmp_path, "site-2") == [0], "site-2 has trained")
+        proxy.rate = 1e5
+        site.interrupt()
+        assert site.wait() == 0, site.told()
+        proxy.rate = None
+        fed.site("site-2", connect=proxy.address)
+        until(lambda: trained(tmp_path, "site-2") == [0, 0], f"it trains again\n{other.told()}")
+        slow.rate = None
+        assert fed.ended()["status"].startswith("completed")
+        assert proxy.down < SIZE + SIZE // 4, proxy.down
+
+
 STREAMING = '''
 import hashlib
 import json

@@ -386,7 +386,8 @@ fn unread(what: &'static str, path: &Path, source: io::Error) -> IdentityError {
     }
 }
 
-#[cfg(all(test, feature = "dev"))]
+#[cfg(test)]
+#[cfg(feature = "dev")]
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt as _;

@@ -2,7 +2,8 @@
 //!
 //! One end serves what it offers ([`serve`]), the other pulls it ([`Pull`]). Disks
 //! and digests are worked on by blocking threads, a batch at a time, while the
-//! next batch is on the connection.
+//! next batch is on the connection. What a sender's kernel has in memory is read
+//! at once, and handed to the connection without a copy.
 //!
 //! Memory: either end holds two batches per transfer (`limits::TRANSFER_BATCH`,
 //! less when many transfers share a budget), the puller a manifest, an offer

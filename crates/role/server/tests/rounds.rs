@@ -307,24 +307,42 @@ async fn an_update_whose_file_is_cut_before_the_fold_is_its_sites_failure() {
     let (of_cut, of_whole) = (cut.task().await, whole.task().await);
 
     // Received, checked, and then somebody cuts the file.
-    let object = server.objects.from_bytes(model(&vec![1.0; 50_000])).unwrap();
+    let object = server
+        .objects
+        .from_bytes(model(&vec![1.0; 50_000]))
+        .unwrap();
     let path = object.path().unwrap().to_owned();
     let working = tokio::spawn(async move {
         cut.answer(&of_cut, Answer::Stored(object)).await;
         cut.work(|_| Answer::Silence).await;
     });
     let status = server.status.clone();
-    until(|| status.borrow().as_ref().filter(|now| now.have == 1).map(|_| ())).await;
+    until(|| {
+        status
+            .borrow()
+            .as_ref()
+            .filter(|now| now.have == 1)
+            .map(|_| ())
+    })
+    .await;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
     file.set_len(0).unwrap();
 
-    let object = server.objects.from_bytes(model(&vec![3.0; 50_000])).unwrap();
+    let object = server
+        .objects
+        .from_bytes(model(&vec![3.0; 50_000]))
+        .unwrap();
     whole.answer(&of_whole, Answer::Stored(object)).await;
     tokio::spawn(whole.work(|_| Answer::Silence));
     let report = server.report().await;
     working.await.unwrap();
-    assert_eq!(report.status(), "completed with 1 of 2 sites", "{}", log(&run));
+    assert_eq!(
+        report.status(),
+        "completed with 1 of 2 sites",
+        "{}",
+        log(&run)
+    );
     let told = &report.failures[0];
     assert_eq!(&*told.site, "site-1");
     assert_eq!(

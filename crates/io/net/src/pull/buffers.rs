@@ -89,6 +89,8 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use super::*;
 
     #[tokio::test]
@@ -100,10 +102,11 @@ mod tests {
         let mut first = first.freeze();
         let _second = buffers.take().await;
         let mut third = std::pin::pin!(buffers.take());
-        assert!(futures_util::poll!(third.as_mut()).is_pending());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(third.as_mut().poll(&mut context).is_pending());
         let part = first.split_to(4);
         drop(first);
-        assert!(futures_util::poll!(third.as_mut()).is_pending());
+        assert!(third.as_mut().poll(&mut context).is_pending());
         drop(part);
         assert_eq!(third.await.bytes.as_ptr(), place);
     }
