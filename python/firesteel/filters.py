@@ -13,6 +13,7 @@ the trainer's process.
 
 from __future__ import annotations
 
+import abc
 import copy
 import inspect
 import json
@@ -60,7 +61,7 @@ def _checks() -> Any:
     return _fields
 
 
-class _Placed:
+class _Placed(abc.ABC):
     """What every filter has: where it is."""
 
     # Ways that it goes when a recipe does not say which.
@@ -79,8 +80,9 @@ class _Placed:
         placed._sites = tuple(_checks().name("filters.at", site) for site in sites)
         return placed
 
+    @abc.abstractmethod
     def _json(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What it does, as the job spec has it."""
 
     def to_json(self) -> dict[str, Any]:
         """The filter as the job spec has it."""
@@ -338,6 +340,12 @@ class Filter(_Placed):
     _arguments: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "process" in cls.__abstractmethods__:
+            raise SpecError(
+                f"{cls.__name__} has no method `process`",
+                hint="define process(self, model, context), which returns a model",
+                field="filters",
+            )
         made = super().__new__(cls)
         init = cls.__init__
         if init is not object.__init__:
@@ -361,6 +369,7 @@ class Filter(_Placed):
             made._arguments = {}
         return made
 
+    @abc.abstractmethod
     def process(self, model: FLModel, context: FilterContext) -> FLModel:
         """The model as it is to go on: the same one, changed, or another.
 
@@ -369,7 +378,6 @@ class Filter(_Placed):
                 what is sent: with `params_transfer_type="DIFF"` the difference.
             context: where and when.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `process`")
 
     def _json(self) -> dict[str, Any]:
         kind = type(self)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from firesteel.filters import FilterContext
+
 MODULE = '''
 from firesteel.filters import Filter
 
@@ -137,7 +139,8 @@ def test_a_bad_filter_is_refused_by_name(
 
 def test_a_filter_that_no_trainer_could_make_is_refused(mine: Any) -> None:
     class Local(Filter):
-        pass
+        def process(self, model: flare.FLModel, context: FilterContext) -> flare.FLModel:
+            return model
 
     with pytest.raises(SpecError, match="in a function"):
         spec([Local()])
@@ -149,6 +152,14 @@ def test_a_filter_that_no_trainer_could_make_is_refused(mine: Any) -> None:
         spec({"task_data": [mine.Scale(1.0), Quantize("fp16")]})
     with pytest.raises(TypeError):
         mine.Scale()
+
+
+def test_a_filter_without_process_is_refused_where_it_is_made() -> None:
+    class Empty(Filter):
+        pass
+
+    with pytest.raises(SpecError, match="Empty has no method `process`"):
+        Empty()  # type: ignore[abstract]
 
 
 def test_filters_are_shown_as_they_are_written(mine: Any) -> None:

@@ -44,6 +44,11 @@ pub const LOG_TAIL_LINES: usize = 200;
 /// at most this much per running trainer.
 pub const LOG_TAIL_BYTES: usize = 256 * 1024;
 
+/// Bytes of a live update that wait between the pull and the fold, which holds
+/// windows of its own; per update. Look-ahead beyond one batch of a transfer
+/// gains nothing.
+pub const LIVE_AHEAD: usize = 1024 * 1024;
+
 /// Bytes of one line of a trainer's output; the rest of a longer one is cut
 /// and said to be.
 pub const LOG_LINE: usize = 16 * 1024;

@@ -18,9 +18,6 @@ use tokio::task::AbortHandle;
 use crate::remote::Shared;
 use crate::{CarryError, Order};
 
-/// Bytes that wait between the pull and the fold, which holds windows of its own.
-const AHEAD: usize = 1024 * 1024;
-
 /// A model that lies at its peer and is read from there, once, front to back.
 pub struct LiveModel {
     shared: Arc<Shared>,
@@ -205,13 +202,14 @@ fn first_of(ranges: &[Range<u64>]) -> u64 {
 
 /// Bytes that may wait when those that are wanted are not among them: what may be
 /// on its way at once, and blocks that came damaged.
-const ASTRAY: u64 = AHEAD as u64 + limits::TRANSFER_WINDOW + 2 * limits::TRANSFER_BLOCK;
+const ASTRAY: u64 =
+    limits::LIVE_AHEAD as u64 + limits::TRANSFER_WINDOW + 2 * limits::TRANSFER_BLOCK;
 
 impl Sink for Passing {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
         // Only while the reader can go on: it may need just these bytes.
-        while state.held > AHEAD && state.is_readable() && !state.closed {
+        while state.held > limits::LIVE_AHEAD && state.is_readable() && !state.closed {
             state = self
                 .changed
                 .wait(state)
@@ -405,7 +403,7 @@ mod tests {
     #[test]
     fn bytes_that_came_before_those_that_are_wanted_do_not_block() {
         let passing = Arc::new(Passing::default());
-        let piece = vec![7; AHEAD];
+        let piece = vec![7; limits::LIVE_AHEAD];
         let len = piece.len() as u64;
         // The second and third piece are there and right before the first.
         for at in [1, 2] {
@@ -415,22 +413,22 @@ mod tests {
         let mut reading = reading(&passing, &[0..3 * len]);
         let writer = Arc::clone(&passing);
         let writing = std::thread::spawn(move || {
-            writer.write_at(0, &vec![7; AHEAD]).unwrap();
-            writer.verified(0..AHEAD as u64);
+            writer.write_at(0, &vec![7; limits::LIVE_AHEAD]).unwrap();
+            writer.verified(0..limits::LIVE_AHEAD as u64);
             writer.ended(None);
         });
         let mut all = Vec::new();
         reading.read_to_end(&mut all).unwrap();
-        assert_eq!(all, vec![7; 3 * AHEAD]);
+        assert_eq!(all, vec![7; 3 * limits::LIVE_AHEAD]);
         writing.join().unwrap();
     }
 
     #[test]
     fn a_peer_that_never_sends_what_is_wanted_is_refused() {
         let passing = Passing::default();
-        let piece = vec![0; AHEAD];
+        let piece = vec![0; limits::LIVE_AHEAD];
         let refused = (1..=200_u64)
-            .map(|at| passing.write_at(at * AHEAD as u64, &piece))
+            .map(|at| passing.write_at(at * limits::LIVE_AHEAD as u64, &piece))
             .find_map(Result::err)
             .unwrap();
         assert!(refused.to_string().contains("other bytes"), "{refused}");
