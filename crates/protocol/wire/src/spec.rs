@@ -697,7 +697,9 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Spe
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "job".to_owned() } else { path };
+        // "?" stands for a place that cannot be named: the text broke off.
+        let whole = matches!(path.as_str(), "." | "?");
+        let field = if whole { "job".to_owned() } else { path };
         SpecError::new(field, error.into_inner().to_string())
     })?;
     reader
@@ -731,6 +733,12 @@ mod tests {
         JobSpec::parse(value.to_string().as_bytes())
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn a_text_that_breaks_off_is_said_to_be_the_job() {
+        let error = JobSpec::parse(br#"{"version": 1"#).unwrap_err();
+        assert_eq!(error.field, "job");
     }
 
     #[test]
