@@ -31,7 +31,7 @@ const READS_NONE: [&str; 1] = ["flow"];
 /// the params tree with a visitor that stops at its limits, `net` moves any
 /// message, and `observe` writes the event files that other programs read.
 const ENCODES: [(&str, &[&str]); 2] = [
-    ("serde", &["wire", "api", "tensor"]),
+    ("serde", &["wire", "api", "tensor", "pki"]),
     ("prost", &["wire", "api", "net", "observe"]),
 ];
 

@@ -1,0 +1,3 @@
+//! Who may do what: roles, rights, and one decision.
+#![deny(clippy::indexing_slicing)]
+#![forbid(unsafe_code)]

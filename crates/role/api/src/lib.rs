@@ -1,0 +1,3 @@
+//! The admin interface: its types and its OpenAPI document.
+#![deny(clippy::indexing_slicing)]
+#![forbid(unsafe_code)]

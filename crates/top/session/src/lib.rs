@@ -1,0 +1,2 @@
+//! A client of the admin interface.
+#![forbid(unsafe_code)]
