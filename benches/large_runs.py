@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -111,9 +112,10 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def settled(self, figure: str) -> float | None:
-        """The median of rounds 2 to 4 (the first one starts processes)."""
-        values = sorted(getattr(one, figure) for one in self.rounds[1:4])
-        return values[len(values) // 2] if values else None
+        """The median of the second half of the rounds: the first one starts
+        processes, the next ones touch files and memory that later ones use again."""
+        values = sorted(getattr(one, figure) for one in self.rounds[len(self.rounds) // 2 :])
+        return statistics.median_low(values) if values else None
 
     def owned_mb(self, role: str) -> float | None:
         """The most that all processes of a role held together."""

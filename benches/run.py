@@ -40,6 +40,7 @@ import memory  # noqa: E402
 import receivers  # noqa: E402
 import tensors  # noqa: E402
 import transfer  # noqa: E402
+from drivers import drivers  # noqa: E402
 from figures import Report, environment, median_of, python_of, ratio, say, table  # noqa: E402
 from wan import wan  # noqa: E402
 
@@ -337,6 +338,7 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "receivers": receivers.part,
     "codec": codec.part,
     "wan": wan,
+    "drivers": drivers,
 }
 
 

@@ -2,7 +2,7 @@
 
 `firesteel.client` goes into the training script, `firesteel.recipe` builds and
 runs a job, `firesteel.data` deals data out to simulated sites, and
-`firesteel.stream` moves what is too large for memory.
+`firesteel.stream` moves what is too large for memory. `Session` talks to a server.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from firesteel.errors import (
 
 if TYPE_CHECKING:
     from firesteel._models import load_model, save_model
+    from firesteel.session import Session
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "JobAborted",
     "JobFailed",
     "ModelError",
+    "Session",
     "SpecError",
     "StoreError",
     "StreamError",
@@ -45,9 +47,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # The two need NumPy, whose import costs more than all the rest.
+    # These need NumPy, whose import costs more than all the rest, or are rarely used.
     if name in ("load_model", "save_model"):
         from firesteel import _models
 
         return getattr(_models, name)
+    if name == "Session":
+        from firesteel.session import Session
+
+        return Session
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ _Buffer: TypeAlias = Any
 _Tensor: TypeAlias = tuple[str, str, tuple[int, ...], _Buffer | Callable[[], _Buffer]]
 
 __all__ = [
+    "Admin",
     "Bridge",
     "ItemsWriter",
     "ModelFile",
@@ -17,6 +18,7 @@ __all__ = [
     "StreamLink",
     "Task",
     "__version__",
+    "make_bundle",
     "validate_job",
     "write_model",
 ]
@@ -49,6 +51,14 @@ def write_model(
     partial: bool = False,
 ) -> bytes | int: ...
 def validate_job(spec_json: str) -> None: ...
+def make_bundle(
+    kit_dir: str,
+    spec_json: str,
+    code: list[tuple[str, str]],
+    initial_model: str | None,
+    out: str,
+    submit_key: str | None = None,
+) -> str: ...
 
 @final
 class Task:
@@ -149,3 +159,16 @@ class Simulation:
     def abort(self, reason: str) -> None: ...
     def status(self) -> str: ...
     def result(self) -> str: ...
+
+@final
+class Admin:
+    def __new__(cls, kit_dir: str) -> Admin: ...
+    def request(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> tuple[int, bytes]: ...
+    def upload(self, path: str, file: str, key: str | None = None) -> tuple[int, bytes]: ...
+    def download(self, path: str, file: str) -> None: ...
+    def log(
+        self, path: str, after: str | None = None, tail: int | None = None, wait: int = 0
+    ) -> tuple[bytes, str | None, bool]: ...
+    def close(self) -> None: ...

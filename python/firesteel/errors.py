@@ -14,15 +14,36 @@ if TYPE_CHECKING:
     from firesteel.recipe import Run
 
 __all__ = [
+    "AuthenticationError",
+    "AuthorizationError",
     "ClientError",
+    "ClientsStillRunning",
+    "CommandError",
     "Error",
     "Incomplete",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidJobDefinition",
+    "InvalidTarget",
     "JobAborted",
     "JobFailed",
+    "JobNotDone",
+    "JobNotFound",
+    "JobNotRunning",
+    "JobTimeout",
+    "KitError",
     "ModelError",
+    "NoClientsAvailable",
+    "NoConnection",
+    "NoReply",
+    "SessionClosed",
+    "SessionError",
+    "SessionExpired",
     "SpecError",
     "StoreError",
     "StreamError",
+    "SubmitTokenConflict",
+    "SubmitTokenJobDeleted",
     "TreeError",
 ]
 
@@ -141,3 +162,127 @@ class Incomplete(JobFailed):
     Uncaught, it ends the program with exit code 3 instead of Python's 1, so
     that a script can tell "some sites failed" from "it did not work".
     """
+
+
+class KitError(Error, ValueError):
+    """A startup kit that is not there, is not whole, or may be read by others."""
+
+
+class SessionError(Error):
+    """What a session with a server reports."""
+
+
+class NoConnection(SessionError, ConnectionError):
+    """The server cannot be reached, or does not take requests."""
+
+
+class SessionClosed(SessionError):
+    """The session was closed before."""
+
+
+class SessionExpired(SessionError):
+    """The server does not know the session any more."""
+
+
+class AuthenticationError(SessionError):
+    """The server does not take this kit for a member of its project.
+
+    Attributes:
+        auth_code: the server's word for why.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", auth_code: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.auth_code = auth_code or code
+
+
+class AuthorizationError(SessionError, PermissionError):
+    """The kit's role does not allow it."""
+
+
+class InvalidArgumentError(SessionError, ValueError):
+    """A parameter that the server does not take.
+
+    Attributes:
+        field: which one, where the server says.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", code: str = "", field: str = "") -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.field = field
+
+
+class InvalidJobDefinition(InvalidArgumentError):
+    """A job, or its bundle, that the server does not take."""
+
+
+class SubmitTokenConflict(SessionError):
+    """The submit token was used for another job.
+
+    Attributes:
+        existing_job_id: that job, where the server says.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", existing_job_id: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.existing_job_id = existing_job_id
+
+
+class SubmitTokenJobDeleted(SessionError):
+    """The job that was submitted with this token was deleted."""
+
+
+class JobNotFound(SessionError, LookupError):
+    """There is no such job, or it is not yours to see."""
+
+
+class JobNotRunning(SessionError):
+    """The job has ended, or has not begun."""
+
+
+class JobNotDone(SessionError):
+    """The job goes on."""
+
+
+class JobTimeout(SessionError, TimeoutError):
+    """The job was not done in the time that was given."""
+
+
+class InvalidTarget(SessionError, LookupError):
+    """There is no such site."""
+
+
+class NoClientsAvailable(SessionError):
+    """No site is connected."""
+
+
+class ClientsStillRunning(SessionError):
+    """Sites have not stopped yet."""
+
+
+class NoReply(SessionError, TimeoutError):
+    """A site is away, or did not answer in time."""
+
+
+class InternalError(SessionError):
+    """A bug of the server."""
+
+
+class CommandError(SessionError):
+    """Anything else that the server refuses.
+
+    Attributes:
+        error_code: the server's word for it.
+        exit_code: what a command line program would end with.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", code: str = "", exit_code: int = 1
+    ) -> None:
+        super().__init__(message, hint=hint, code=code)
+        self.error_code = code
+        self.exit_code = exit_code

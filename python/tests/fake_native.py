@@ -323,3 +323,77 @@ class Simulation:
 
     def result(self) -> str:
         return json.dumps(Simulation.outcome)
+
+
+def make_bundle(
+    kit_dir: str,
+    spec_json: str,
+    code: list[tuple[str, str]],
+    initial_model: str | None,
+    out: str,
+    submit_key: str | None = None,
+) -> str:
+    """A tar of the spec and what goes with it, unsigned."""
+    import io
+    import tarfile
+
+    with tarfile.open(out, "w") as bundle:
+        text = spec_json.encode()
+        member = tarfile.TarInfo("job.json")
+        member.size = len(text)
+        bundle.addfile(member, io.BytesIO(text))
+        for inside, path in code:
+            bundle.add(path, f"code/{inside}")
+        if initial_model is not None:
+            bundle.add(initial_model, "models/initial.safetensors")
+    return submit_key or "random"
+
+
+class Admin:
+    """Talks plain HTTP to the port that stands in the kit."""
+
+    def __init__(self, kit_dir: str) -> None:
+        with open(os.path.join(kit_dir, "port"), encoding="utf-8") as file:
+            self.port = int(file.read())
+        self.closed = False
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        return self._send(method, path, body, {})
+
+    def upload(self, path: str, file: str, key: str | None = None) -> tuple[int, bytes]:
+        with open(file, "rb") as data:
+            return self._send(
+                "POST", path, data.read(), {"firesteel-submit-key": key} if key else {}
+            )
+
+    def download(self, path: str, file: str) -> None:
+        status, data = self._send("GET", path, None, {})
+        assert status == 200
+        with open(file, "wb") as out:
+            out.write(data)
+
+    def log(
+        self, path: str, after: str | None = None, tail: int | None = None, wait: int = 0
+    ) -> tuple[bytes, str | None, bool]:
+        asked = f"{path}?tail={tail}" if tail is not None else path
+        return self._send("GET", asked, None, {})[1], None, True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _send(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        import http.client
+
+        from firesteel.errors import NoConnection
+
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            link.request(method, path, body, headers)
+            answer = link.getresponse()
+            return answer.status, answer.read()
+        except OSError as error:
+            raise NoConnection(f"the server does not answer: {error}") from None
+        finally:
+            link.close()

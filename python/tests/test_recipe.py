@@ -104,6 +104,13 @@ REFUSED = [
     ({"num_rounds": "3"}, "`num_rounds` is '3'", ""),
     ({"num_rounds": 2**40}, "`num_rounds` is 1099511627776", ""),
     ({"num_round": 3}, "no parameter 'num_round'; did you mean 'num_rounds'?", "min_clients"),
+    ({"files": "conf"}, "`files` is 'conf'", ""),
+    ({"env": "../torch"}, "`env` is '../torch'", ""),
+    ({"resources": {"gpu": 1}}, "`resources` has the key 'gpu'", "gpus"),
+    ({"resources": {"gpus": -1}}, "`resources['gpus']` is -1", ""),
+    ({"priority": 1.5}, "`priority` is 1.5", ""),
+    ({"hierarchy": "splise"}, "`hierarchy` is 'splise'", "splice"),
+    ({"meta": {"ticket": 17}}, "`meta['ticket']` is 17", ""),
     ({"train_script": "clint.py"}, "clint.py does not exist", "client.py"),
     ({"train_script": ""}, "`train_script` is ''", ""),
     ({"train_script": "."}, "is a folder", ""),
@@ -359,11 +366,11 @@ def test_export_writes_job_scripts_and_model(fake: Any, here: Path) -> None:
     assert path == str(here / "jobs" / "digits")
     exported = json.loads((here / "jobs/digits/job.json").read_text())
     assert exported["sites"] == ["site-1", "site-2"]
-    assert exported["trainer"]["script"] == "app/client.py"
-    assert exported["initial_model"] == "initial.safetensors"
+    assert exported["trainer"]["script"] == "client.py"
+    assert exported["initial_model"] == "models/initial.safetensors"
     assert exported["site"]["site-2"]["args"] == ["x"]
     names = {str(p.relative_to(path)) for p in (here / "jobs").rglob("*") if p.is_file()}
-    assert names == {"job.json", "app/client.py", "app/model.py", "initial.safetensors"}
+    assert names == {"job.json", "code/client.py", "code/model.py", "models/initial.safetensors"}
 
 
 def test_export_on_the_command_line(

@@ -1,4 +1,4 @@
-"""Federates a small PyTorch network over simulated sites."""
+"""Federates a small PyTorch network: over simulated sites, processes, or real ones."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from firesteel.data import partition, save_partitions
-from firesteel.recipe import FedAvgRecipe, SimEnv, add_experiment_tracking
+from firesteel.recipe import FedAvgRecipe, PocEnv, ProdEnv, SimEnv, add_experiment_tracking
 
 
 def main():
@@ -18,6 +18,8 @@ def main():
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=1, help="per round, at every site")
+    parser.add_argument("--env", choices=("sim", "poc", "prod"), default="sim")
+    parser.add_argument("--kit", default="kits/lead", help="your startup kit, for --env prod")
     args = parser.parse_args()
 
     X, y = load_digits(return_X_y=True)
@@ -33,22 +35,28 @@ def main():
         train_script="client.py",
         train_args=f"--epochs {args.epochs}",
         min_clients=args.sites,
+        data={"digits": "digits"},
         num_rounds=args.rounds,
         save_filename="FL_global_model.pt",
     )
     add_experiment_tracking(recipe, tracking_type="tensorboard")
-    run = recipe.execute(
-        SimEnv(clients=list(parts), data=save_partitions(parts, folder, name="digits"))
-    )
+    if args.env == "prod":
+        # The sites have data of their own, which they call `digits` as well.
+        env = ProdEnv(args.kit)
+    else:
+        kind = PocEnv if args.env == "poc" else SimEnv
+        env = kind(clients=list(parts), data=save_partitions(parts, folder, name="digits"))
+    run = recipe.execute(env)
+    result = run.get_result()
 
     net = Net()
     net.load_state_dict(run.model())
     net.eval()
     with torch.no_grad():
         guesses = net(torch.from_numpy(test_X).reshape(-1, 1, 8, 8)).argmax(1).numpy()
-    print(f"{run.get_status()}: {run.get_result()}")
+    print(f"{run.get_status()}: {result}")
     print(f"the federated model reads {(guesses == test_y).mean():.1%} of {len(test_y)} new images")
-    print(f"training curves: tensorboard --logdir {run.get_result()}/tb_events")
+    print(f"training curves: tensorboard --logdir {result}/tb_events")
 
 
 if __name__ == "__main__":

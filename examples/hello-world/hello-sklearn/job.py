@@ -1,4 +1,4 @@
-"""Federates a scikit-learn classifier over simulated sites."""
+"""Federates a scikit-learn classifier: over simulated sites, processes, or real ones."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from firesteel.data import partition, save_partitions
-from firesteel.recipe import FedAvgRecipe, SimEnv
+from firesteel.recipe import FedAvgRecipe, PocEnv, ProdEnv, SimEnv
 
 
 def main():
@@ -16,6 +16,8 @@ def main():
     parser.add_argument("--sites", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5, help="per round, at every site")
+    parser.add_argument("--env", choices=("sim", "poc", "prod"), default="sim")
+    parser.add_argument("--kit", default="kits/lead", help="your startup kit, for --env prod")
     args = parser.parse_args()
 
     X, y = load_digits(return_X_y=True)
@@ -29,15 +31,21 @@ def main():
         train_script="client.py",
         train_args=f"--epochs {args.epochs}",
         min_clients=args.sites,
+        data={"digits": "digits"},
         num_rounds=args.rounds,
         framework="sklearn",
     )
-    run = recipe.execute(
-        SimEnv(clients=list(parts), data=save_partitions(parts, folder, name="digits"))
-    )
+    if args.env == "prod":
+        # The sites have data of their own, which they call `digits` as well.
+        env = ProdEnv(args.kit)
+    else:
+        kind = PocEnv if args.env == "poc" else SimEnv
+        env = kind(clients=list(parts), data=save_partitions(parts, folder, name="digits"))
+    run = recipe.execute(env)
+    result = run.get_result()
 
     share = make_classifier(run.model()).score(test_X, test_y)
-    print(f"{run.get_status()}: {run.get_result()}")
+    print(f"{run.get_status()}: {result}")
     print(f"the federated model reads {share:.1%} of {len(test_y)} images that no site has")
 
 

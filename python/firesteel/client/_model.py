@@ -52,7 +52,8 @@ class FLModel:
         params_type: FULL or DIFF; FULL when left out.
         params: a tree of dict, list, tuple, str, numbers, bytes, None, NumPy
             arrays and torch tensors. What is received is laid over the model's
-            file: it may be written to, and nothing is copied before it is.
+            file: it may be written to, and nothing is copied before it is. A
+            script that did so gets the next models in memory that it used before.
         optimizer_params: kept for scripts that set it; it is not sent.
         metrics: numbers by name; on `send` they describe the model that was
             received, as far as the choice of the best model is concerned.

@@ -7,6 +7,9 @@
     )
     run = recipe.execute(SimEnv(num_clients=5))
     print(run.get_status(), run.get_result())
+
+`SimEnv` simulates the federation on this machine, `PocEnv` deploys it here, with
+processes and certificates, and `ProdEnv` submits to one that runs.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import sys as _sys
 
 from firesteel.recipe._env import ExecEnv, SimEnv
 from firesteel.recipe._fedavg import FedAvgRecipe, NumpyFedAvgRecipe, SklearnFedAvgRecipe
+from firesteel.recipe._poc import PocEnv
+from firesteel.recipe._prod import ProdEnv
 from firesteel.recipe._recipe import Recipe
 from firesteel.recipe._recipe import take_export_arguments as _take_export_arguments
 from firesteel.recipe._run import Run
@@ -33,7 +38,9 @@ __all__ = [
     "FedAvgRecipe",
     "FrameworkType",
     "NumpyFedAvgRecipe",
+    "PocEnv",
     "Policy",
+    "ProdEnv",
     "Recipe",
     "Run",
     "SimEnv",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from firesteel.recipe._types import (
 )
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping, Sequence
 
 COMMAND = "python3 -u"
@@ -26,7 +26,10 @@ FRAMEWORKS = ("numpy", "pytorch", "sklearn", "tensorflow", "raw")
 EXCHANGE = ("numpy", "pytorch", "raw", "keras_layer_weights")
 # What a framework's scripts exchange unless a job says otherwise.
 _EXCHANGED = {"pytorch": "pytorch", "raw": "raw", "tensorflow": "keras_layer_weights"}
-_SITE_KEYS = ("train_script", "train_args", "command", "data", "env")
+_SITE_KEYS = (
+    "train_script", "train_args", "command", "data", "env", "environment", "resources",
+)  # fmt: skip
+_COUNTED = ("gpus", "mem_per_gpu_gib", "cpus", "memory_gib")
 # FLARE lets these differ by site; here they belong to the whole job.
 _JOB_KEYS = (
     "launch_external_process",
@@ -77,7 +80,7 @@ class FedAvgRecipe(Recipe):
             that was handed out.
         model_persistor: not supported; models are kept in the run's folder.
         per_site_config: what differs at a site: `train_script`, `train_args`,
-            `command`, `data`, `env`.
+            `command`, `data`, `env`, `environment`, `resources`.
         site_config: the same, under its newer name.
         launch_once: keep a trainer for the whole job, else one per task.
         launch_timeout: seconds for a trainer to report, 120 by default.
@@ -108,6 +111,16 @@ class FedAvgRecipe(Recipe):
         execution_mode: `attach` when the trainers are started by hand and
             attach themselves; `in_process` and `external_process` say the same
             as `launch_external_process`.
+        files: further files and folders that travel with the script; what it
+            imports from beside it does so by itself.
+        env: the environment to run in, by the name that the sites have given it.
+        resources: what each site sets aside for the job: `{"gpus": 1,
+            "mem_per_gpu_gib": 16, "cpus": 4, "memory_gib": 8, "custom": {…}}`.
+        priority: jobs with a higher one go first.
+        hierarchy: what relays may do: `splice` (pass on bytes that they cannot
+            read), `cache` (keep models that are handed out), `aggregate` (send up
+            the sum of the sites below them).
+        meta: notes on the job, shown in lists: `{"ticket": "A-17"}`.
 
     Raises:
         SpecError: naming the parameter that is wrong.
@@ -156,6 +169,12 @@ class FedAvgRecipe(Recipe):
         keep_models: int = 2,
         filters: Any = None,
         execution_mode: str | None = None,
+        files: Sequence[str | os.PathLike[str]] = (),
+        env: str | None = None,
+        resources: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        hierarchy: str = "splice",
+        meta: Mapping[str, str] | None = None,
     ) -> None:
         model = _renamed("model", model, "initial_model", initial_model)
         site_config = _renamed("site_config", site_config, "per_site_config", per_site_config,
@@ -220,6 +239,7 @@ class FedAvgRecipe(Recipe):
             "keep_models": _fields.whole("keep_models", keep_models, least=1),
             "tracking": [],
         }
+        spec.update(_needs(env, resources, priority, hierarchy, meta))
         if filters is not None:
             from firesteel.filters import to_spec
 
@@ -235,6 +255,10 @@ class FedAvgRecipe(Recipe):
         has_model = model is not None or initial_ckpt is not None
         job = Job(spec, make_params if has_model else None)
         job.site_config = _sites(site_config, spec["trainer"])
+        scripts: list[Any] = [train_script]
+        scripts += [own.get("train_script") for own in (site_config or {}).values()]
+        job.installed = {os.path.normpath(path) for path in scripts if _script.is_installed(path)}
+        job.files = _files(files)
         if launch_timeout is not None:
             job.durations["trainer_start"] = _fields.seconds("launch_timeout", launch_timeout)
         if _fields.seconds("shutdown_timeout", shutdown_timeout, zero=True) > 0:
@@ -398,6 +422,55 @@ def _policy(policy: Any) -> dict[str, Any]:
     return policy.to_json()
 
 
+def _files(files: Any) -> list[str | os.PathLike[str]]:
+    if isinstance(files, (str, bytes)) or not hasattr(files, "__iter__"):
+        raise _fields.refuse("files", files, 'a list of paths, ["config.yaml"] say')
+    return list(files)
+
+
+def _needs(
+    env: Any, resources: Any, priority: Any, hierarchy: Any, meta: Any
+) -> dict[str, Any]:
+    """What is said of it in the spec; what says nothing is left out."""
+    spec: dict[str, Any] = {}
+    if env is not None:
+        spec["env"] = _fields.name("env", env)
+    if resources is not None:
+        spec["resources"] = _resources("resources", resources)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 2**31:
+        raise _fields.refuse("priority", priority, "a whole number, 0 for most jobs")
+    if priority:
+        spec["priority"] = priority
+    mode = _fields.choice("hierarchy", hierarchy, ("splice", "cache", "aggregate"))
+    if mode != "splice":
+        spec["hierarchy"] = mode
+    if meta is not None:
+        notes = _fields.mapping("meta", meta, 'a dict of texts, {"ticket": "A-17"} say')
+        spec["meta"] = {
+            key: _fields.text(f"meta[{key!r}]", value, expected="a text")
+            for key, value in notes.items()
+        }
+    return spec
+
+
+def _resources(field: str, resources: Any) -> dict[str, Any]:
+    form = 'a dict, {"gpus": 1, "memory_gib": 8} say'
+    given = _fields.mapping(field, resources, form)
+    _fields.known_keys(field, given, (*_COUNTED, "custom"))
+    counted: dict[str, Any] = {
+        name: _fields.whole(f"{field}[{name!r}]", given[name], least=0)
+        for name in _COUNTED
+        if name in given
+    }
+    if "custom" in given:
+        custom = _fields.mapping(f"{field}['custom']", given["custom"], "a dict of numbers")
+        counted["custom"] = {
+            name: _fields.whole(f"{field}['custom'][{name!r}]", value, least=0)
+            for name, value in custom.items()
+        }
+    return counted
+
+
 def _sites(config: Any, trainer: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if config is None:
         return {}
@@ -432,6 +505,10 @@ def _sites(config: Any, trainer: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if key in given:
                 named = _fields.mapping(f"{field}[{key!r}]", given[key], "a dict of texts")
                 own[key] = {name: str(value) for name, value in named.items()}
+        if "environment" in given:
+            own["environment"] = _fields.name(f"{field}['environment']", given["environment"])
+        if "resources" in given:
+            own["resources"] = _resources(f"{field}['resources']", given["resources"])
         sites[site] = own
     return sites
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from firesteel.errors import SpecError
-from firesteel.recipe import _fields, _script
+from firesteel.recipe import _bundle, _fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,8 @@ class Job:
         site_names: the sites, when the recipe names them.
         durations: what the recipe says about time limits.
         save_as: file names under which the last and best model are wanted as well.
+        installed: scripts that the sites have, which do not travel with the job.
+        files: further files and folders that do.
     """
 
     def __init__(self, spec: dict[str, Any], make_params: Callable[[], Any] | None) -> None:
@@ -34,6 +36,8 @@ class Job:
         self.site_config: dict[str, dict[str, Any]] = {}
         self.durations: dict[str, float] = {}
         self.save_as: dict[str, str] = {}
+        self.installed: set[str] = set()
+        self.files: list[str | os.PathLike[str]] = []
 
 
 class Recipe:
@@ -66,6 +70,14 @@ class Recipe:
         """The sites the job needs."""
         return int(self._job.spec["min_clients"])
 
+    def add_client_file(
+        self, file_path: str | os.PathLike[str], clients: None = None
+    ) -> None:
+        """Has a file, or a folder, travel with the job's code to the sites."""
+        if clients is not None:
+            raise _fields.refuse("clients", clients, "None", "a job's code is one for all sites")
+        self._job.files.append(file_path)
+
     def process_env(self, env: ExecEnv) -> None:
         """A hook for recipes that cannot run everywhere; called before a run."""
 
@@ -78,7 +90,11 @@ class Recipe:
         resume: bool = False,
         strict: bool = False,
     ) -> Run:
-        """Runs the job and returns when it is over.
+        """Runs the job.
+
+        A `SimEnv` returns when it is over. A `PocEnv` and a `ProdEnv` return when
+        the server has taken the job: `get_result` of the run waits for its end,
+        and raises what is written below.
 
         With `--export` on the command line the job is written to a folder
         instead (`--export-dir`, by default `./fl_job`), and the program ends.
@@ -144,14 +160,16 @@ class Recipe:
     ) -> str:
         """Writes the job as a folder, without running it.
 
-        `job.json` is the job spec with paths inside the folder, `app/` holds
-        the scripts and the files beside them that they import,
-        `initial.safetensors` the initial model. With `env`, the sites are those
-        of the environment.
+        `job.json` is the job spec, `code/` holds the scripts and the files beside
+        them that they import, `models/initial.safetensors` the initial model: what
+        a bundle holds, so that `firesteel job submit` takes the folder. With `env`,
+        the sites are those of the environment.
 
         Returns:
             The folder, `<job_dir>/<name>`.
         """
+        import shutil
+
         del server_exec_params, client_exec_params
         spec = json.loads(json.dumps(self._job.spec))
         spec["sites"] = env.sites_for(self._job) if env is not None else []
@@ -159,21 +177,18 @@ class Recipe:
             site: dict(settings) for site, settings in self._job.site_config.items()
         }
         target = os.path.join(os.path.abspath(os.fspath(job_dir)), self.name)
-        app = os.path.join(target, "app")
-        os.makedirs(app, exist_ok=True)
-        for part in (spec["trainer"], *spec["site"].values()):
-            if part.get("script"):
-                part["script"] = _bundle(str(part["script"]), app)
-        for placed in sum((spec.get("filters") or {}).values(), []):
-            if placed["filter"].get("file"):
-                placed["filter"]["file"] = _bundle(str(placed["filter"]["file"]), app)
+        home = os.path.join(target, "code")
+        os.makedirs(home, exist_ok=True)
+        for inside, path in _bundle.take(self._job, spec).files.items():
+            place = os.path.join(home, *inside.split("/"))
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            shutil.copy2(path, place)
         if self._job.make_params is not None:
             from firesteel._models import save_model
 
-            save_model(
-                os.path.join(target, "initial.safetensors"), self._job.make_params()
-            )
-            spec["initial_model"] = "initial.safetensors"
+            spec["initial_model"] = "models/initial.safetensors"
+            os.makedirs(os.path.join(target, "models"), exist_ok=True)
+            save_model(os.path.join(target, spec["initial_model"]), self._job.make_params())
         with open(os.path.join(target, "job.json"), "w", encoding="utf-8") as file:
             json.dump(spec, file, indent=2, ensure_ascii=False)
             file.write("\n")
@@ -192,18 +207,6 @@ def _parameters(kind: type) -> list[str]:
         if not code.co_flags & 0x08:  # CO_VARKEYWORDS
             break
     return names
-
-
-def _bundle(script: str, app: str) -> str:
-    """Copies a script and what it imports from beside it; returns its new path."""
-    import shutil
-
-    folder = os.path.dirname(script)
-    for path in _script.Imports(script).files:
-        inside = os.path.join(app, os.path.relpath(path, folder))
-        os.makedirs(os.path.dirname(inside), exist_ok=True)
-        shutil.copy2(path, inside)
-    return f"app/{os.path.basename(script)}"
 
 
 _asked: list[str] = []

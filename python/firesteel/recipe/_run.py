@@ -46,7 +46,7 @@ class Run:
         return str(path) if path else None
 
     def abort(self) -> None:
-        """Ends the job. `execute` returned, so there is nothing left to end."""
+        """Ends the job. A simulation is over when `execute` returns."""
 
     def model_path(self, which: str = "last") -> str:
         """The file of the `last`, `best` or `initial` model.
@@ -159,7 +159,7 @@ def _sentence(run: Run, outcome: Mapping[str, Any], start: str) -> str:
         if tail and not traceback:
             lines.append("    its last lines:")
             lines += [f"    | {line}" for line in tail[-_TAIL:]]
-    folder = run.get_result()
+    folder = outcome.get("run_dir")
     if folder:
         lines.append(f"  logs: {folder}")
     return "\n".join(lines)

@@ -22,21 +22,35 @@ _NOISY = frozenset({"antigravity", "idlelib", "this", "tkinter", "turtle", "turt
 _FILES = 50
 
 
+def is_installed(script: Any) -> bool:
+    """Whether a script is taken to be at the sites already.
+
+    So it is when its path is absolute, unless it lies beside `job.py` or below:
+    that is the job's own code, however it was named.
+    """
+    given = os.fspath(script) if isinstance(script, os.PathLike) else script
+    if not isinstance(given, str) or not os.path.isabs(given):
+        return False
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    home = os.path.dirname(os.path.abspath(main)) if main else os.getcwd()
+    return os.path.commonpath([home, os.path.normpath(given)]) != home
+
+
 def find(field: str, script: Any) -> str:
     """The script's absolute path: beside `job.py`, or from the working directory.
 
     A job and its script lie in one folder, and the job may be started from
-    another, which may hold a script of the same name.
+    another, which may hold a script of the same name. One that is installed at
+    the sites need not be here.
 
     Raises:
         SpecError: when there is no such file; it names the places.
     """
     given = os.fspath(script) if isinstance(script, os.PathLike) else script
     path = _fields.text(field, given, expected="the path of the training script")
-    beside = _beside_main(path)
-    if beside is not None and os.path.isfile(beside):
-        return beside
-    first = os.path.abspath(path)
+    if is_installed(path):
+        return os.path.normpath(path)
+    first = beside(path)
     if os.path.isfile(first):
         return first
     what = "is a folder" if os.path.isdir(first) else "does not exist"
@@ -50,11 +64,15 @@ def find(field: str, script: Any) -> str:
     )
 
 
-def _beside_main(path: str) -> str | None:
+def beside(path: str) -> str:
+    """A path beside the running script where something is there, else from the
+    working directory."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    if not main or os.path.isabs(path):
-        return None
-    return os.path.join(os.path.dirname(os.path.abspath(main)), path)
+    if main and not os.path.isabs(path):
+        there = os.path.join(os.path.dirname(os.path.abspath(main)), path)
+        if os.path.exists(there):
+            return os.path.normpath(there)
+    return os.path.abspath(path)
 
 
 def _near(path: str) -> str | None:
@@ -75,19 +93,23 @@ class Imports:
     Attributes:
         modules: dotted names of everything that is not beside the script.
         files: the script and the files beside it that it uses.
+        complete: whether all of them were read.
     """
 
-    def __init__(self, script: str) -> None:
+    def __init__(self, script: str, most: int = _FILES) -> None:
         self.modules: list[str] = []
         self.files: list[str] = []
         self._folder = os.path.dirname(script)
         waiting = [script]
-        while waiting and len(self.files) < _FILES:
+        seen = {script}
+        while waiting and len(self.files) < most:
             path = waiting.pop(0)
-            if path in self.files:
-                continue
             self.files.append(path)
-            waiting += self._read(path)
+            for further in self._read(path):
+                if further not in seen:
+                    seen.add(further)
+                    waiting.append(further)
+        self.complete = not waiting
 
     def _read(self, path: str) -> list[str]:
         try:
@@ -101,14 +123,35 @@ class Imports:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     self._note(alias.name, (), beside)
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                self._note(node.module, tuple(a.name for a in node.names), beside)
+            elif isinstance(node, ast.ImportFrom):
+                module = self._absolute(path, node.level, node.module)
+                if module:
+                    self._note(module, tuple(a.name for a in node.names), beside)
+            elif isinstance(node, ast.Call):
+                named = _imported_by_name(node)
+                if named:
+                    self._note(named, (), beside)
         return beside
 
+    def _absolute(self, path: str, level: int, module: str | None) -> str | None:
+        """The name that a relative import means, seen from the script's folder."""
+        if level == 0:
+            return module
+        inside = os.path.relpath(os.path.dirname(path), self._folder)
+        parts = [] if inside == "." else inside.split(os.sep)
+        # One dot is the package itself, each further one its parent.
+        if level - 1 > len(parts) or ".." in parts:
+            return None
+        kept = parts[: len(parts) - (level - 1)]
+        return ".".join([*kept, *(module.split(".") if module else [])]) or None
+
     def _note(self, module: str, members: tuple[str, ...], beside: list[str]) -> None:
-        local = _module_file(self._folder, module)
+        local = _module_files(self._folder, module)
         if local is not None:
-            beside.append(local)
+            beside += local
+            # What is imported from a package may be a module of it.
+            for member in members:
+                beside += _module_files(self._folder, f"{module}.{member}") or ()
             return
         for name in (module, *(f"{module}.{member}" for member in members)):
             if name not in self.modules:
@@ -137,12 +180,37 @@ def _is_standard(root: str) -> bool:
     return root in sys.stdlib_module_names and root not in _NOISY and not compiled_in
 
 
-def _module_file(folder: str, module: str) -> str | None:
-    base = os.path.join(folder, *module.split("."))
-    for path in (f"{base}.py", os.path.join(base, "__init__.py")):
-        if os.path.isfile(path):
-            return path
-    return None
+def _imported_by_name(node: ast.Call) -> str | None:
+    """The module of `importlib.import_module("x")` and `__import__("x")`."""
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+    if name not in ("import_module", "__import__") or not node.args:
+        return None
+    first = node.args[0]
+    given = first.value if isinstance(first, ast.Constant) else None
+    return given if isinstance(given, str) and not given.startswith(".") else None
+
+
+def _module_files(folder: str, module: str) -> list[str] | None:
+    """The files that importing a module beside the script runs; None: there is none.
+
+    A package's `__init__.py` runs before what lies in it; a folder without one
+    is a package as well, but only counts for what is found in it.
+    """
+    parts = module.split(".")
+    base = os.path.join(folder, *parts)
+    found = [path for path in (f"{base}.py", os.path.join(base, "__init__.py"))
+             if os.path.isfile(path)][:1]  # fmt: skip
+    if not found and not os.path.isdir(base):
+        return None
+    if not found and not any(name.endswith(".py") for name in os.listdir(base)):
+        # A folder of data that bears a module's name.
+        return None
+    for depth in range(1, len(parts)):
+        parent = os.path.join(folder, *parts[:depth], "__init__.py")
+        if os.path.isfile(parent):
+            found.append(parent)
+    return found
 
 
 def _exists(name: str) -> bool:

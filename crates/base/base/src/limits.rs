@@ -34,6 +34,12 @@ pub const METRICS: usize = 4_096;
 /// Bytes of the meta dictionary of one update, as JSON.
 pub const META_BYTES: usize = 256 * 1024;
 
+/// Notes on a job, and resources of a site's own naming: both are shown in lists.
+pub const META_NOTES: usize = 64;
+
+/// Bytes of one note on a job: all of them together fit the spec's frame.
+pub const META_NOTE: usize = 1024;
+
 /// Sites of one simulated job. Each costs at most 100 KB.
 pub const SIM_SITES: usize = 100_000;
 
@@ -172,6 +178,31 @@ pub const HANDSHAKES: usize = 256;
 /// Sessions that have been made and not been taken by the role.
 pub const WAITING_SESSIONS: usize = 16;
 
+/// Connections of HTTP at a time: browsers, clients of the REST interface, and
+/// sites whose session inside is not made yet. Each costs about 100 KB.
+pub const WEB_CONNECTIONS: usize = 512;
+
+/// Requests that one HTTP/2 connection may have under way at once.
+pub const WEB_STREAMS: u32 = 64;
+
+/// Bytes that an HTTP/2 peer may send before we have read any: who has shown no
+/// certificate must not fill our memory. At 100 ms it is 160 Mbit/s.
+pub const WEB_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Bytes of a request's headers: cookies and tokens of any browser fit.
+pub const WEB_HEADERS: u32 = 16 * 1024;
+
+/// Bytes of the header of the PROXY protocol: 216 of addresses, and what load
+/// balancers add.
+pub const PROXY_HEADER: usize = 2048;
+
+/// Bytes of a message that carries a piece of a session's connection over gRPC or
+/// WebSocket: a few whole TLS records. The stream holds two or three of them.
+pub const LINK_MESSAGE: usize = 64 * 1024;
+
+/// Bytes of such a message that we take from others.
+pub const LINK_MESSAGE_TAKEN: usize = 1024 * 1024;
+
 /// Bytes of a hello, welcome or link message after the TLS handshake.
 pub const SESSION_MESSAGE: usize = 1024;
 
@@ -190,6 +221,9 @@ pub const STREAMS: usize = 256;
 
 /// Streams that the peer has opened and we have not taken.
 pub const WAITING_STREAMS: usize = 64;
+
+/// Scopes of one session: jobs that one site has at a time. Each costs about 3 KB.
+pub const SCOPES: usize = 1024;
 
 /// Bytes of a stream's name, the path within an offered folder included: long
 /// enough for any path that a person types, short enough for an error message.
@@ -264,3 +298,151 @@ pub const TLS_UNWRITTEN: usize = 512 * 1024;
 
 /// Bytes that are read from a socket at once; every connection holds as much.
 pub const TLS_UNREAD: usize = 64 * 1024;
+
+/// Bytes of a log that a site sends in one message: what is written in a second
+/// of a talkative job. A stream of logs holds two of them at either end.
+pub const LOG_CHUNK: usize = 64 * 1024;
+
+/// Bytes of one live log that the server keeps; of more, the last. A job of a
+/// thousand sites keeps a thousand of them.
+pub const LOG_BUDGET: u64 = 64 * 1024 * 1024;
+
+/// Bytes of an answer about files: what fits a screen many times over, and a
+/// control message with room for its escapes.
+pub const FILES_ANSWER: usize = 256 * 1024;
+
+/// Entries of one listing of a folder; of more it is said how many there are.
+pub const FILES_ENTRIES: usize = 2_000;
+
+/// Lines of one `head`, `tail` or `grep`.
+pub const FILES_LINES: usize = 10_000;
+
+/// Bytes of a line in an answer about files; the rest of a longer one is cut and
+/// said to be.
+pub const FILES_LINE: usize = 4 * 1024;
+
+/// Bytes of a path in a question about files, and of a pattern.
+pub const FILES_PATH: usize = 1024;
+
+/// Bytes that one `grep` reads; it says where it stopped.
+pub const GREP_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// Bytes of memory that a compiled pattern may take: what `x{1000}{1000}` asks
+/// for is refused. A line takes at most its length times this much time.
+pub const GREP_PATTERN: usize = 256 * 1024;
+
+/// Bytes of a secret's file: a token or a key.
+pub const SECRET: u64 = 64 * 1024;
+
+/// Bytes of jobs' folders that a site keeps for people to look at after the jobs'
+/// end; the oldest goes first.
+pub const JOBS_KEPT: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Answers to a server's questions that a site works on at a time.
+pub const ASKS: usize = 8;
+
+/// Jobs that a site fetches and unpacks at a time.
+pub const DEPLOYS: usize = 4;
+
+/// Requests of the admin interface that are answered at once, bodies that are
+/// still being read by clients included. Each holds some 50 KB; what a download
+/// reads ahead comes on top ([`REST_PIECE`], twice).
+pub const REST_REQUESTS: usize = 256;
+
+/// The same of those who have yet to log in, apart from the others: strangers
+/// cannot shut out whom the server knows.
+pub const REST_STRANGERS: usize = 64;
+
+/// The same of one person: a stuck script must not shut out the others.
+pub const REST_REQUESTS_EACH: usize = 32;
+
+/// Logins whose signature is checked at once. Each is a few hundred microseconds
+/// of one core that a stranger can ask for.
+pub const REST_LOGINS: usize = 8;
+
+/// Bundles that are received at once: each is a file on the server's disk.
+pub const REST_UPLOADS: usize = 8;
+
+/// Bytes of a bundle as it is uploaded: an initial model of any size that is
+/// trained today. What the disk has not is refused before.
+pub const REST_UPLOAD: u64 = 1024 * 1024 * 1024 * 1024;
+
+/// Bytes of a bundle that are still read after it was refused, so that its sender
+/// gets to read why.
+pub const REST_PASSED_OVER: usize = 256 * 1024 * 1024;
+
+/// Bytes of a JSON body of a request. The largest is a log configuration.
+pub const REST_JSON: usize = 128 * 1024;
+
+/// Bytes of a JSON body of an answer that a client reads: the longest list.
+pub const REST_ANSWER: usize = 64 * 1024 * 1024;
+
+/// Bytes of a file that a request holds at a time.
+pub const REST_PIECE: usize = 256 * 1024;
+
+/// Bytes of a log in one answer.
+pub const REST_LOG: usize = 1024 * 1024;
+
+/// Events in one answer.
+pub const REST_EVENTS: u32 = 1000;
+
+/// Files of a job in one list, and folders that are looked into for it.
+pub const REST_FILES: usize = 20_000;
+
+/// Tokens that are good at a time, and those of one person. Beyond that the one
+/// that ends first goes. Each costs 200 bytes.
+pub const REST_TOKENS: usize = 4096;
+/// See [`REST_TOKENS`].
+pub const REST_TOKENS_EACH: usize = 64;
+
+/// Bytes of the header with a token, and of a submit key.
+pub const REST_HEADER: usize = 256;
+
+/// Bytes of one file of a startup kit: a configuration, a certificate chain. A
+/// kit is read whole.
+pub const KIT_FILE: usize = PEM_FILE;
+
+/// Bytes of a project file: ten thousand participants, written at length.
+pub const PROJECT_FILE: usize = 4 * 1024 * 1024;
+
+/// Participants of one project. Each costs a key pair and a dozen small files.
+pub const PARTICIPANTS: usize = 10_000;
+
+/// Bytes of the list of a bundle's members: it is held whole by who checks it.
+pub const BUNDLE_LIST: usize = 4 * 1024 * 1024;
+
+/// Members of a bundle: the source tree of a large project.
+pub const BUNDLE_MEMBERS: usize = 10_000;
+
+/// Bytes of a member's path within a bundle, and of one part of it: what the
+/// archive's own header holds, so that a long path needs no extension of it.
+pub const BUNDLE_PATH: usize = 255;
+
+/// Bytes of all code of a bundle. Code is small; data and models of sites are
+/// not sent, and an initial model counts by itself ([`BUNDLE_MODEL`]).
+pub const BUNDLE_CODE: u64 = 256 * 1024 * 1024;
+
+/// Bytes of a bundle's initial model, on the server's disk.
+pub const BUNDLE_MODEL: u64 = 1024 * 1024 * 1024 * 1024;
+
+/// Bytes of a submit key: a name that the submitter chooses, so that the same
+/// job submitted twice is one job.
+pub const SUBMIT_KEY: usize = 128;
+
+/// Jobs that a site may say to have in hand when it connects. Each is a name and a
+/// number at the server.
+pub const SITE_JOBS: usize = 1024;
+
+/// Bytes of what a site says of itself: names of environments, data and resources.
+/// The server holds them for each site.
+pub const SITE_FACTS: usize = 256 * 1024;
+
+/// Bytes of a sentence that a site says about a job.
+pub const NODE_SENTENCE: usize = 4096;
+
+/// Questions to sites that wait for their answers.
+pub const WAITING_ASKS: usize = 1024;
+
+/// Agents that call, or are given up, before a job's run takes notice: those of
+/// a large job at once. Each waiting call is a stream.
+pub const JOB_CALLS: usize = 16 * 1024;

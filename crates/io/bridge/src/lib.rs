@@ -13,6 +13,7 @@
 mod attach;
 mod client;
 mod connection;
+mod kept;
 mod listener;
 mod mapping;
 mod pass;

@@ -10,6 +10,8 @@ use std::ptr::NonNull;
 
 use memmap2::{MmapMut, MmapOptions};
 
+use crate::kept::{self, Kept};
+
 /// Alignment of every mapping's first byte: a cache line and the widest vector.
 const ALIGNMENT: usize = 64;
 
@@ -47,6 +49,8 @@ pub struct Mapping(Kind);
 enum Kind {
     /// With its file and place in it, from which it can be mapped anew.
     Mapped(MmapMut, File, u64),
+    /// The same, whose bytes are in memory of this process.
+    Kept(Kept, File, u64),
     Owned(Aligned),
 }
 
@@ -98,8 +102,23 @@ impl Mapping {
     }
 
     /// Maps a descriptor that came through a socket.
+    ///
+    /// Where this process has changed most of an earlier model in place, the bytes
+    /// are read into that model's memory instead.
     pub(crate) fn from_descriptor(descriptor: OwnedFd, length: u64) -> Result<Self, MapError> {
-        Self::from_file(File::from(descriptor), length)
+        let file = File::from(descriptor);
+        if let Ok(bytes) = usize::try_from(length)
+            && file.metadata().map_err(MapError::Read)?.len() >= length
+            && let Some(kept) = Kept::read(&file, 0, bytes).map_err(MapError::Read)?
+        {
+            return Ok(Self(Kind::Kept(kept, file, 0)));
+        }
+        Self::from_file(file, length)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_kept(&self) -> bool {
+        matches!(self.0, Kind::Kept(..))
     }
 
     /// Takes a copy of bytes, aligned for any element.
@@ -136,7 +155,19 @@ impl Mapping {
                 let file = file.try_clone().map_err(MapError::Read)?;
                 Self::part_of(file, *offset, mapped.len() as u64)
             }
+            Kind::Kept(kept, file, offset) => {
+                let file = file.try_clone().map_err(MapError::Read)?;
+                Self::part_of(file, *offset, kept.len() as u64)
+            }
             Kind::Owned(owned) => Self::from_bytes(owned.as_slice()),
+        }
+    }
+
+    /// The work on it is done: whether it was changed in place says how the next
+    /// model comes. Dropping it says so, too, but may be long after.
+    pub fn done(&self) {
+        if let Kind::Mapped(mapped, ..) = &self.0 {
+            kept::look(mapped);
         }
     }
 
@@ -145,6 +176,7 @@ impl Mapping {
     pub fn as_ptr(&self) -> *mut u8 {
         match &self.0 {
             Kind::Mapped(mapped, ..) => mapped.as_ptr().cast_mut(),
+            Kind::Kept(kept, ..) => kept.as_ptr(),
             Kind::Owned(owned) => owned.start.as_ptr(),
         }
     }
@@ -153,6 +185,7 @@ impl Mapping {
     pub fn len(&self) -> usize {
         match &self.0 {
             Kind::Mapped(mapped, ..) => mapped.len(),
+            Kind::Kept(kept, ..) => kept.len(),
             Kind::Owned(owned) => owned.length,
         }
     }
@@ -166,6 +199,7 @@ impl Mapping {
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
             Kind::Mapped(mapped, ..) => mapped,
+            Kind::Kept(kept, ..) => kept.as_slice(),
             Kind::Owned(owned) => owned.as_slice(),
         }
     }
@@ -174,8 +208,15 @@ impl Mapping {
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Kind::Mapped(mapped, ..) => mapped,
+            Kind::Kept(kept, ..) => kept.as_mut_slice(),
             Kind::Owned(owned) => owned.as_mut_slice(),
         }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.done();
     }
 }
 

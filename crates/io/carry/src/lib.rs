@@ -12,6 +12,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod filter;
+pub mod update;
 
 mod dial;
 mod error;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use firesteel_net::{BoxStream, Session};
 use firesteel_store::{ModelObject, PartName};
 use firesteel_wire::control::Object;
+use tokio::sync::mpsc;
 
 pub use dial::{Dial, Dialing, Once};
 pub use error::CarryError;
@@ -51,6 +53,10 @@ pub trait Carrier: Send + Sync {
 
     /// Ends what was offered under this name.
     fn withdraw(&self, name: Offer);
+
+    /// Where the streams go by which those below the peer, which is a relay, take
+    /// part in the job.
+    fn below(&self, _streams: mpsc::Sender<BoxStream>) {}
 
     /// A round is over for good: what was left half of earlier fetches is of no
     /// further use.
@@ -139,6 +145,9 @@ pub enum Way {
     Here,
     /// It is at the other end of this.
     Session(Session),
+    /// It is below the relay of this name, which has made sure who it is, and
+    /// which models come from and go to.
+    Below(String),
 }
 
 impl Connection {
@@ -155,7 +164,7 @@ impl Way {
     /// The name that the peer has proved to have; none where nothing is to prove.
     pub fn peer(&self) -> Option<&str> {
         match self {
-            Self::Here => None,
+            Self::Here | Self::Below(_) => None,
             Self::Session(session) => Some(session.peer().name.as_str()),
         }
     }

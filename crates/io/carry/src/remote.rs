@@ -16,7 +16,7 @@ use firesteel_store::{
 };
 use firesteel_transfer::{Budget, Layout, Manifest, ObjectRef};
 use firesteel_wire::control::Object;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::stream::{self, Asked, Desk, Far, Relay};
@@ -128,6 +128,8 @@ pub(crate) struct Shared {
     serving: Mutex<Option<AbortHandle>>,
     /// Who answers what the peer asks for of other sites' offers, if anybody does.
     asked: OnceLock<Asked>,
+    /// Who takes the streams of those below the peer, if anybody does.
+    below: Mutex<Option<mpsc::Sender<BoxStream>>>,
 }
 
 impl Remote {
@@ -142,6 +144,7 @@ impl Remote {
             last: Mutex::default(),
             serving: Mutex::default(),
             asked: OnceLock::new(),
+            below: Mutex::default(),
         }))
     }
 
@@ -201,6 +204,10 @@ impl Carrier for Remote {
             id,
             length: model.len(),
         }
+    }
+
+    fn below(&self, streams: mpsc::Sender<BoxStream>) {
+        *lock(&self.0.below) = Some(streams);
     }
 
     fn withdraw(&self, name: Offer) {
@@ -352,6 +359,14 @@ async fn serve(shared: Arc<Shared>, session: Session) {
             && let Some(by) = shared.asked.get()
         {
             asked.spawn(stream::serve(Arc::clone(&shared), by.clone(), stream));
+            continue;
+        }
+        if kind == Kind::BELOW {
+            let below = lock(&shared.below).clone();
+            // Who takes them is gone, or has too many: dropped, which the peer sees.
+            if let Some(below) = below {
+                let _ = below.try_send(stream);
+            }
             continue;
         }
         // A kind of a later version, or one too many: dropped, which the peer sees.

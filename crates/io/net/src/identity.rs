@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
-use crate::tls;
+use crate::{outer, tls};
 
 /// Where an identity's three files are, all of them PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,10 @@ pub struct Identity {
     pub(crate) own: Arc<Peer>,
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    /// The server's settings for those who are asked for no certificate.
+    pub(crate) web: Arc<ServerConfig>,
+    /// Our authority.
+    pub(crate) roots: Arc<RootCertStore>,
     /// What errors call the authority: its file, or its name.
     pub(crate) authority: Arc<str>,
 }
@@ -265,11 +269,15 @@ impl Identity {
                 why: error.to_string(),
             },
         };
-        let (client, server) = tls::configs(chain, key, roots).map_err(wrong)?;
+        let roots = Arc::new(roots);
+        let web = outer::server(chain.clone(), key.clone_key()).map_err(&wrong)?;
+        let (client, server) = tls::configs(chain, key, Arc::clone(&roots)).map_err(&wrong)?;
         Ok(Self {
             own: Arc::new(own),
             client,
             server,
+            web,
+            roots,
             authority: pem.authority.1.as_str().into(),
         })
     }

@@ -18,22 +18,35 @@
 
 mod messages;
 
+mod driver;
+mod front;
 mod identity;
 mod mux;
+mod outer;
+mod redial;
 mod session;
 mod tcp;
 mod tls;
+mod wire;
 
 pub mod pull;
+
+#[doc(hidden)]
+pub mod fuzzing;
 
 #[cfg(feature = "dev")]
 pub mod dev;
 
+pub use driver::{Opener, Proxy, ProxyError, Scheme, Security, Target, stream_with};
+pub use front::{
+    Entrance, Front, FrontOptions, Network, NetworkError, Serves, Web, WebBody, WebError,
+};
 pub use identity::{Identity, IdentityError, IdentityFiles, Peer, PeerName};
 pub use messages::{LinkError, Reader, Writer, read_one, split, write_one};
+pub use redial::redial;
 pub use session::{
-    AcceptError, BindError, CloseReason, DialError, HelloError, Kind, Listener, Options, Session,
-    SessionError, dial,
+    AcceptError, BindError, CloseReason, DialError, HelloError, Kind, Listener, Options,
+    ScopeError, Session, SessionError, dial, dial_over, dial_through, dial_with,
 };
 pub use tcp::{Congestion, CongestionError};
 pub use tls::HandshakeError;

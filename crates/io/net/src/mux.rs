@@ -8,7 +8,9 @@
 
 mod connection;
 mod gate;
+mod stops;
 mod stream;
 
-pub(crate) use connection::{Connection, Incoming, Shape, accept, dial};
+pub(crate) use connection::{Arrivals, Connection, Incoming, Shape, accept, dial};
+pub(crate) use stops::Stops;
 pub(crate) use stream::MuxStream;

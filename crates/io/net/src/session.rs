@@ -1,9 +1,12 @@
 //! Sessions: a control connection, bulk connections, and streams on them.
 
 mod dialing;
+mod errors;
 mod hello;
 mod link;
 mod listening;
+mod options;
+mod scopes;
 
 use std::fmt;
 use std::io;
@@ -12,200 +15,45 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use firesteel_base::{Durations, Hint, limits};
 use tokio::sync::{mpsc, watch};
 
 use crate::mux::{self, Connection, Incoming, Shape};
-use crate::{BoxStream, Congestion, Peer, PeerName};
+use crate::{BoxStream, Peer};
 
-pub use dialing::{DialError, dial};
+pub use dialing::{DialError, dial, dial_over, dial_through, dial_with};
+pub use errors::{CloseReason, SessionError};
 pub use hello::HelloError;
 pub use listening::{AcceptError, BindError, Listener};
+pub use options::{Kind, Options};
+pub use scopes::ScopeError;
+
+pub(crate) use listening::{Door, PAUSE};
+pub(crate) use scopes::valid as is_scope;
 
 use dialing::Dialer;
 use link::{FOLLOW_FROM, Followed, Link, LinkMessage};
 use listening::Registration;
+use scopes::{Arrivals, Scope};
 
-/// What a stream is for. Numbers below 16 are the session's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Kind(u16);
-
-impl Kind {
-    /// Large objects, pulled.
-    pub const TRANSFER: Self = Self(16);
-    /// Bytes of a process at one end for a process at the other.
-    pub const TUNNEL: Self = Self(17);
-    /// What a site offers, fetched by another one through the server.
-    pub const STREAM: Self = Self(18);
-
-    pub(crate) const CONTROL: Self = Self(1);
-    pub(crate) const LINK: Self = Self(2);
-
-    /// A kind of one's own, counted from 0.
-    pub const fn other(number: u8) -> Self {
-        Self(256 + number as u16)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::TRANSFER => f.write_str("transfer"),
-            Self::TUNNEL => f.write_str("tunnel"),
-            Self::STREAM => f.write_str("stream"),
-            Self(number) => write!(f, "kind {number}"),
-        }
-    }
-}
-
-/// How sessions are made and kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Options {
-    /// `connect` covers everything from the first packet to the welcome, `idle`
-    /// is for how long a peer may be silent, `drain` for how long closing takes.
-    pub durations: Durations,
-    /// Bulk connections per session, opened as streams ask for them; the dialing
-    /// and the accepting end's smaller number counts. More help on long or lossy
-    /// links. With 0 everything shares the control connection.
-    pub bulk_connections: u8,
-    /// The congestion control of all connections, for what this end sends.
-    pub congestion: Congestion,
-    /// Bytes that the peer may send on one stream before we have read any.
-    pub stream_window: u32,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            durations: Durations::default(),
-            bulk_connections: 2,
-            congestion: Congestion::System,
-            stream_window: limits::STREAM_WINDOW,
-        }
-    }
-}
-
-impl Options {
-    /// For networks that allow one connection only: control goes first on it.
-    #[must_use]
-    pub fn single_connection(self) -> Self {
-        Self {
-            bulk_connections: 0,
-            ..self
-        }
-    }
-
-    fn bulk(&self) -> u8 {
-        self.bulk_connections.min(limits::BULK_CONNECTIONS)
-    }
-
-    fn shape(&self, purpose: crate::tcp::Purpose) -> Shape {
-        let (frame, unwritten) = match purpose {
-            crate::tcp::Purpose::Control => (limits::CONTROL_FRAME, limits::CONTROL_UNWRITTEN),
-            crate::tcp::Purpose::Bulk => (limits::BULK_FRAME, limits::BULK_UNWRITTEN),
-        };
-        Shape {
-            frame,
-            unwritten,
-            stream_window: self
-                .stream_window
-                .clamp(64 * 1024, limits::CONNECTION_WINDOW),
-            drain: self.durations.drain,
-        }
-    }
-}
-
-/// Why a session is over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CloseReason {
-    /// This end closed it.
-    Here,
-    /// The peer closed it, and said why.
-    Peer(String),
-    /// The peer answered nothing for the duration `idle`.
-    Silent(Duration),
-    /// The control connection failed, or ended without a word.
-    Lost(String),
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Here => f.write_str("this end closed the session"),
-            Self::Peer(why) if why.is_empty() => f.write_str("the peer closed the session"),
-            Self::Peer(why) => write!(f, "the peer closed the session: {why}"),
-            Self::Silent(idle) => write!(f, "the peer did not answer for {} s", idle.as_secs()),
-            Self::Lost(why) if why.is_empty() => f.write_str("the connection ended without a word"),
-            Self::Lost(why) => write!(f, "the connection was lost: {why}"),
-        }
-    }
-}
-
-/// Why no stream could be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// The session is over.
-    #[error("the session with `{peer}` is over: {reason}")]
-    Over {
-        /// With whom.
-        peer: PeerName,
-        /// Why.
-        reason: CloseReason,
-    },
-    /// No bulk connection could be made.
-    #[error("no connection for bulk data to `{peer}`")]
-    Bulk {
-        /// With whom.
-        peer: PeerName,
-        /// What happened.
-        #[source]
-        source: Box<DialError>,
-    },
-    /// The peer was asked for a bulk connection, and none came.
-    #[error("`{peer}` made no connection for bulk data within {} s", waited.as_secs())]
-    NoBulk {
-        /// Who.
-        peer: PeerName,
-        /// For how long we waited.
-        waited: Duration,
-    },
-    /// The connection failed meanwhile.
-    #[error("could not open a stream to `{peer}`")]
-    Open {
-        /// With whom.
-        peer: PeerName,
-        /// What happened.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Hint for SessionError {
-    fn hint(&self) -> Option<String> {
-        match self {
-            Self::Bulk { source, .. } => source.hint(),
-            Self::NoBulk { .. } => Some(
-                "if its network allows one connection only, set `single_connection` there"
-                    .to_owned(),
-            ),
-            _ => None,
-        }
-    }
-}
-
-/// A session with a peer. Clones are the same session; when the last is dropped
-/// it is closed, with all its streams.
+/// A session with a peer, or a [scope](Session::scope) of one. Clones are the
+/// same session; when the last is dropped it is closed, with all its streams.
 #[derive(Clone)]
 pub struct Session(Arc<Handle>);
 
-struct Handle(Arc<Shared>);
+struct Handle {
+    shared: Arc<Shared>,
+    /// The part of the session that this is, else all of it.
+    scope: Option<Arc<Scope>>,
+}
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.over(CloseReason::Here, "");
+        match &self.scope {
+            None => self.shared.over(CloseReason::Here, ""),
+            Some(scope) => {
+                self.shared.close_scope(scope, "");
+            }
+        }
     }
 }
 
@@ -222,7 +70,7 @@ struct Shared {
     origin: Origin,
     control: Mutex<Option<BoxStream>>,
     incoming: tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
-    arrivals: mpsc::Sender<Incoming>,
+    arrivals: Arc<Arrivals>,
     link: mpsc::Sender<LinkMessage>,
     /// What is to be followed by small frames.
     followed: mpsc::Sender<Followed>,
@@ -248,7 +96,7 @@ struct Parts {
     control: BoxStream,
     link: Link,
     incoming: mpsc::Receiver<Incoming>,
-    arrivals: mpsc::Sender<Incoming>,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Session {
@@ -273,11 +121,59 @@ impl Session {
             round_trip: AtomicU64::new(0),
         });
         link::start(&shared, parts.link, messages, followed);
-        (Self(Arc::new(Handle(Arc::clone(&shared)))), shared)
+        let handle = Handle {
+            shared: Arc::clone(&shared),
+            scope: None,
+        };
+        (Self(Arc::new(handle)), shared)
     }
 
     fn shared(&self) -> &Arc<Shared> {
-        &self.0.0
+        &self.0.shared
+    }
+
+    fn over(&self) -> &watch::Sender<Option<CloseReason>> {
+        match &self.0.scope {
+            None => &self.shared().over,
+            Some(scope) => &scope.over,
+        }
+    }
+
+    fn is_over(&self) -> SessionError {
+        SessionError::Over {
+            peer: self.shared().peer.name.clone(),
+            reason: self.over().borrow().clone().unwrap_or(CloseReason::Here),
+        }
+    }
+
+    /// A session within this one: with streams of its own, on the connections of
+    /// this one. Both ends make it, under one name, such as a job's; a stream that
+    /// comes before this end has made it waits up to the duration `connect`.
+    /// Closing or dropping it ends its streams only, and is told to the peer. It
+    /// ends with the session, and does not keep it alive.
+    ///
+    /// A name can be used again once its scope is closed at both ends. A scope of
+    /// a scope is one of the same session.
+    ///
+    /// # Errors
+    /// [`ScopeError`]: the name is taken or none, or the session is over.
+    pub fn scope(&self, name: &str) -> Result<Self, ScopeError> {
+        let shared = self.shared();
+        let scope = shared.arrivals.make(&shared.peer.name, name)?;
+        Ok(Self(Arc::new(Handle {
+            shared: Arc::clone(shared),
+            scope: Some(scope),
+        })))
+    }
+
+    /// The name of the scope that this is.
+    pub fn scope_name(&self) -> Option<&str> {
+        self.0.scope.as_ref().map(|scope| &*scope.name)
+    }
+
+    /// Streams of scopes that this end did not make in time, or had no room for.
+    pub fn refused_streams(&self) -> u64 {
+        self.shared().arrivals.refused()
     }
 
     /// With whom, as its certificate says.
@@ -290,9 +186,51 @@ impl Session {
         self.shared().address
     }
 
-    /// The stream for messages between the roles; the first caller gets it.
+    /// The stream for messages between the roles; the first caller gets it. In a
+    /// scope it is one that the peer has opened already; see
+    /// [`Self::open_control`] and [`Self::accept_control`].
     pub fn control(&self) -> Option<BoxStream> {
-        lock(&self.shared().control).take()
+        match &self.0.scope {
+            None => lock(&self.shared().control).take(),
+            Some(scope) => {
+                let next = scope.control.try_lock().ok()?.try_recv().ok()?;
+                Some(Box::new(next.stream))
+            }
+        }
+    }
+
+    /// Opens the control stream of a scope, on the control connection. One end
+    /// does, and the other accepts it: by custom the end that dialed opens. Of a
+    /// whole session it is [`Self::control`].
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn open_control(&self) -> Result<BoxStream, SessionError> {
+        let shared = self.shared();
+        let Some(scope) = &self.0.scope else {
+            return self.control().ok_or_else(|| SessionError::ControlTaken {
+                peer: shared.peer.name.clone(),
+            });
+        };
+        let mut over = self.over().subscribe();
+        let opened = async {
+            scope.ready().await;
+            shared.on(&shared.main, Kind::CONTROL, Some(scope)).await
+        };
+        tokio::select! {
+            biased;
+            _ = over.wait_for(Option::is_some) => Err(self.is_over()),
+            stream = opened => stream,
+        }
+    }
+
+    /// Waits for the control stream of a scope; `None` when the scope is over. Of a
+    /// whole session it is [`Self::control`].
+    pub async fn accept_control(&self) -> Option<BoxStream> {
+        let Some(scope) = &self.0.scope else {
+            return self.control();
+        };
+        self.next(&scope.control).await.map(|(_, stream)| stream)
     }
 
     /// Opens a stream, on a bulk connection where there may be one.
@@ -301,37 +239,57 @@ impl Session {
     /// [`SessionError`]. Only [`SessionError::Over`] is final.
     pub async fn open(&self, kind: Kind) -> Result<BoxStream, SessionError> {
         let shared = self.shared();
-        let mut over = shared.over.subscribe();
+        let mut over = self.over().subscribe();
+        let scope = self.0.scope.as_ref();
         tokio::select! {
-            stream = shared.open(kind) => stream,
-            _ = over.wait_for(Option::is_some) => Err(shared.is_over()),
+            biased;
+            _ = over.wait_for(Option::is_some) => Err(self.is_over()),
+            stream = shared.open(kind, scope) => stream,
         }
     }
 
-    /// The next stream that the peer has opened; `None` when the session is over.
+    /// The next stream that the peer has opened; `None` when the session, or the
+    /// scope, is over.
     pub async fn accept(&self) -> Option<(Kind, BoxStream)> {
-        let shared = self.shared();
-        let mut over = shared.over.subscribe();
-        let mut incoming = shared.incoming.lock().await;
+        match &self.0.scope {
+            None => self.next(&self.shared().incoming).await,
+            Some(scope) => self.next(&scope.incoming).await,
+        }
+    }
+
+    async fn next(
+        &self,
+        queue: &tokio::sync::Mutex<mpsc::Receiver<Incoming>>,
+    ) -> Option<(Kind, BoxStream)> {
+        let mut over = self.over().subscribe();
+        let mut queue = queue.lock().await;
         tokio::select! {
             biased;
             _ = over.wait_for(Option::is_some) => None,
-            next = incoming.recv() => next
+            next = queue.recv() => next
                 .map(|next| (Kind(next.kind), Box::new(next.stream) as BoxStream)),
         }
     }
 
-    /// Closes the session and tells the peer why, in a sentence. Returns when
-    /// both ends have closed, at the latest after the duration `drain`.
+    /// Closes the session or the scope, and tells the peer why, in a sentence.
+    /// Returns when both ends have closed, at the latest after the duration
+    /// `drain`.
     pub async fn close(&self, why: &str) {
         let shared = self.shared();
-        shared.over(CloseReason::Here, why);
-        shared.main.ended().await;
+        let Some(scope) = &self.0.scope else {
+            shared.over(CloseReason::Here, why);
+            shared.main.ended().await;
+            return;
+        };
+        if let Some(mut seen) = shared.close_scope(scope, why) {
+            let drain = shared.options.durations.drain;
+            let _ = tokio::time::timeout(drain, seen.wait_for(|seen| *seen)).await;
+        }
     }
 
-    /// Waits for the end of the session.
+    /// Waits for the end of the session or the scope.
     pub async fn closed(&self) -> CloseReason {
-        self.shared().closed().await
+        ended(self.over()).await
     }
 
     /// How long a ping on the control connection took last.
@@ -364,26 +322,61 @@ impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("peer", &self.shared().peer)
+            .field("scope", &self.scope_name())
             .field("address", &self.shared().address)
             .finish_non_exhaustive()
     }
 }
 
 impl Shared {
-    async fn open(self: &Arc<Self>, kind: Kind) -> Result<BoxStream, SessionError> {
+    async fn open(
+        self: &Arc<Self>,
+        kind: Kind,
+        scope: Option<&Arc<Scope>>,
+    ) -> Result<BoxStream, SessionError> {
         if self.over.borrow().is_some() {
             return Err(self.is_over());
         }
-        let connection = if self.bulk == 0 {
+        if let Some(scope) = scope {
+            scope.ready().await;
+        }
+        let connection = if self.bulk == 0 || kind.is_small() {
             self.main.clone()
         } else {
             self.bulk_connection().await?
         };
-        let stream = connection
-            .open(kind.0)
+        self.on(&connection, kind, scope).await
+    }
+
+    async fn on(
+        &self,
+        connection: &Connection,
+        kind: Kind,
+        scope: Option<&Arc<Scope>>,
+    ) -> Result<BoxStream, SessionError> {
+        let mut stream = connection
+            .open(kind.0, scope.map(|scope| &*scope.name))
             .await
             .map_err(|source| self.unopened(source))?;
+        if let Some(scope) = scope {
+            stream.stop_with(&scope.stops);
+        }
         Ok(Box::new(stream))
+    }
+
+    /// Closes a scope at this end; what is returned turns true when the peer has
+    /// seen it. `None` when it was closed before.
+    fn close_scope(
+        self: &Arc<Self>,
+        scope: &Arc<Scope>,
+        why: &str,
+    ) -> Option<watch::Receiver<bool>> {
+        let seen = self.arrivals.close(scope)?;
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let name = Arc::clone(&scope.name);
+            runtime.spawn(scopes::tell(Arc::clone(self), name, why.to_owned()));
+        }
+        Some(seen)
     }
 
     /// The bulk connection with the fewest streams; another one first when all
@@ -478,11 +471,7 @@ impl Shared {
     }
 
     async fn closed(&self) -> CloseReason {
-        let mut over = self.over.subscribe();
-        match over.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or(CloseReason::Here),
-            Err(_) => CloseReason::Here,
-        }
+        ended(&self.over).await
     }
 
     /// Notes the first reason, and takes everything down.
@@ -497,6 +486,7 @@ impl Shared {
         if !first {
             return;
         }
+        self.arrivals.end(&reason);
         if let Origin::Accepted(registration) = &self.origin {
             registration.remove();
         }
@@ -539,12 +529,20 @@ impl Shared {
     }
 }
 
+/// Waits for an end.
+async fn ended(over: &watch::Sender<Option<CloseReason>>) -> CloseReason {
+    match over.subscribe().wait_for(Option::is_some).await {
+        Ok(reason) => reason.clone().unwrap_or(CloseReason::Here),
+        Err(_) => CloseReason::Here,
+    }
+}
+
 /// Starts the multiplexer on a greeted connection.
 async fn multiplexed(
     io: crate::tls::TlsStream,
     side: Side,
     shape: Shape,
-    incoming: mpsc::Sender<Incoming>,
+    incoming: Arc<Arrivals>,
 ) -> io::Result<Connection> {
     match side {
         Side::Dialed => mux::dial(io, shape, incoming).await,
@@ -556,6 +554,13 @@ async fn multiplexed(
 enum Side {
     Dialed,
     Accepted,
+}
+
+/// For fuzzing: everything that strangers say to a session.
+pub(crate) fn decode_all(bytes: &[u8]) {
+    let _ = hello::Hello::decode(bytes);
+    let _ = hello::Welcome::decode(bytes);
+    let _ = LinkMessage::decode(bytes);
 }
 
 /// An error and its sources in one line.

@@ -96,7 +96,7 @@ pub(crate) fn tune(stream: &TcpStream, purpose: Purpose, idle: Duration) -> io::
     let socket = SockRef::from(stream);
     // Frames are written whole, so nothing is gained by waiting for more bytes.
     socket.set_tcp_nodelay(true)?;
-    let probe = (idle / 4).max(Duration::from_secs(1));
+    let probe = crate::driver::beat(idle).max(Duration::from_secs(1));
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(probe)

@@ -19,6 +19,7 @@ use tokio::task::futures::TaskLocalFuture;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::identity::{Identity, Peer, PeerName};
+use crate::wire::Wire;
 
 /// What this protocol is called in the TLS handshake.
 pub(crate) const ALPN: &[u8] = b"firesteel/1";
@@ -41,19 +42,15 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 pub(crate) fn configs(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    roots: RootCertStore,
+    roots: Arc<RootCertStore>,
 ) -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), rustls::Error> {
-    let roots = Arc::new(roots);
     let refused =
         |error: rustls::server::VerifierBuilderError| rustls::Error::General(error.to_string());
 
-    let servers = WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), provider())
-        .build()
-        .map_err(refused)?;
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(NotingServer(servers)))
+        .with_custom_certificate_verifier(server_verifier(Arc::clone(&roots))?)
         .with_client_auth_cert(chain.clone(), key.clone_key())?;
     client.alpn_protocols = vec![ALPN.to_vec()];
     // Every connection shows and checks certificates anew, so that one that was
@@ -71,6 +68,16 @@ pub(crate) fn configs(
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     Ok((Arc::new(client), Arc::new(server)))
+}
+
+/// What judges a server's certificate.
+pub(crate) fn server_verifier(
+    roots: Arc<RootCertStore>,
+) -> Result<Arc<dyn ServerCertVerifier>, rustls::Error> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    Ok(Arc::new(NotingServer(verifier)))
 }
 
 /// Why a peer and we did not come to trust each other. All names are as the
@@ -252,7 +259,7 @@ pub(crate) struct Handshake<'a> {
 }
 
 /// Runs a handshake; on failure the certificate that the peer showed is known.
-fn noting<F: Future>(
+pub(crate) fn noting<F: Future>(
     future: F,
 ) -> TaskLocalFuture<std::cell::RefCell<Option<CertificateDer<'static>>>, F> {
     SHOWN.scope(std::cell::RefCell::new(None), future)
@@ -261,16 +268,16 @@ fn noting<F: Future>(
 /// A connection whose ends have shown each other their certificates.
 ///
 /// rustls asks for 4 KiB at a time; the buffer turns that into few large reads.
-pub(crate) type TlsStream = tokio_rustls::TlsStream<BufReader<TcpStream>>;
+pub(crate) type TlsStream = tokio_rustls::TlsStream<BufReader<Wire>>;
 
-/// The socket below.
-pub(crate) fn socket(stream: &TlsStream) -> &TcpStream {
-    stream.get_ref().0.get_ref()
+/// The socket below, where there is nothing between.
+pub(crate) fn socket(stream: &TlsStream) -> Option<&TcpStream> {
+    stream.get_ref().0.get_ref().socket()
 }
 
 /// The dialing end's handshake with a server that must be called `name`.
 pub(crate) async fn connect(
-    tcp: TcpStream,
+    wire: Wire,
     identity: &Identity,
     name: ServerName<'static>,
 ) -> Result<(TlsStream, Peer), HandshakeError> {
@@ -278,7 +285,7 @@ pub(crate) async fn connect(
     let connector = TlsConnector::from(Arc::clone(&identity.client));
     noting(async {
         let stream = connector
-            .connect(name, BufReader::with_capacity(limits::TLS_UNREAD, tcp))
+            .connect(name, BufReader::with_capacity(limits::TLS_UNREAD, wire))
             .await
             .map_err(|error| handshake.explain(error))?;
         handshake.finish(stream.into())
@@ -288,14 +295,14 @@ pub(crate) async fn connect(
 
 /// The accepting end's handshake.
 pub(crate) async fn accept(
-    tcp: TcpStream,
+    stream: BufReader<Wire>,
     identity: &Identity,
 ) -> Result<(TlsStream, Peer), HandshakeError> {
     let handshake = Handshake::of(identity, "client");
     let acceptor = TlsAcceptor::from(Arc::clone(&identity.server));
     noting(async {
         let stream = acceptor
-            .accept(BufReader::with_capacity(limits::TLS_UNREAD, tcp))
+            .accept(stream)
             .await
             .map_err(|error| handshake.explain(error))?;
         handshake.finish(stream.into())
@@ -312,7 +319,8 @@ impl<'a> Handshake<'a> {
         }
     }
 
-    fn finish(&self, mut stream: TlsStream) -> Result<(TlsStream, Peer), HandshakeError> {
+    /// Who the peer is, once the handshake is done.
+    pub fn finish(&self, mut stream: TlsStream) -> Result<(TlsStream, Peer), HandshakeError> {
         match &mut stream {
             TlsStream::Client(stream) => stream.get_mut().1.set_buffer_limit(UNWRITTEN),
             TlsStream::Server(stream) => stream.get_mut().1.set_buffer_limit(UNWRITTEN),

@@ -197,6 +197,36 @@ impl LogConfig {
         Ok(config)
     }
 
+    /// The same after a short word (`debug`, `concise`, …), or what a
+    /// configuration file holds, by its path.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the file and field, or the word.
+    pub fn with_word(&self, word: &str) -> Result<Self, ConfigError> {
+        let mut config = self.clone();
+        config.apply(word, "log_config")?;
+        Ok(config)
+    }
+
+    /// Reads the text of a configuration file that came from somewhere else.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the field.
+    pub fn from_text(text: &str) -> Result<Self, ConfigError> {
+        let path = Path::new(FILE);
+        let value = serde_json::from_str(text).map_err(|source| ConfigError::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+        Reader { path }.config(&value)
+    }
+
+    /// The lowest level that is logged, in a word, and what the console shows.
+    pub fn summary(&self) -> String {
+        let level = self.level_of("");
+        format!("{level} ({})", self.console)
+    }
+
     /// Applies a short word, or a configuration file by its path.
     fn apply(&mut self, word: &str, from: &'static str) -> Result<(), ConfigError> {
         let word = word.trim();

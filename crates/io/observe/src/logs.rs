@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use firesteel_base::{Moment, Round, SiteName};
@@ -87,7 +87,7 @@ pub struct Record<'a> {
 pub struct Logs(Arc<Shared>);
 
 struct Shared {
-    config: LogConfig,
+    config: RwLock<Arc<LogConfig>>,
     console: Console,
     files: Mutex<Files>,
 }
@@ -110,7 +110,7 @@ impl Logs {
     pub fn open(dir: &Path, config: LogConfig, console: Console) -> Self {
         Self(Arc::new(Shared {
             files: Mutex::new(Files::new(Some(dir), &config)),
-            config,
+            config: RwLock::new(Arc::new(config)),
             console,
         }))
     }
@@ -119,7 +119,7 @@ impl Logs {
     pub fn console_only(config: LogConfig, console: Console) -> Self {
         Self(Arc::new(Shared {
             files: Mutex::new(Files::new(None, &config)),
-            config,
+            config: RwLock::new(Arc::new(config)),
             console,
         }))
     }
@@ -147,7 +147,9 @@ impl Logs {
 
     /// Whether such a line would be logged; to save the making of a costly one.
     pub fn enabled(&self, level: Level, logger: &str) -> bool {
-        self.0.config.enabled(level, logger)
+        let config = self.0.config.read();
+        let config = config.unwrap_or_else(PoisonError::into_inner);
+        config.enabled(level, logger)
     }
 
     /// Logs one line.
@@ -181,8 +183,18 @@ impl Logs {
     }
 
     /// What holds for these logs.
-    pub fn config(&self) -> &LogConfig {
-        &self.0.config
+    pub fn config(&self) -> Arc<LogConfig> {
+        let config = self.0.config.read();
+        Arc::clone(&config.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From here on this holds for lines of every logger, of levels and console.
+    /// Which files there are and when they are rotated stays as it was.
+    pub fn set_config(&self, config: LogConfig) {
+        let files = self.config().files;
+        let config = Arc::new(LogConfig { files, ..config });
+        let held = self.0.config.write();
+        *held.unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// The console they share with the live progress.
@@ -196,7 +208,7 @@ impl Logs {
                 && !COMMUNICATION
                     .iter()
                     .any(|prefix| is_below(record.logger, prefix)));
-        match self.0.config.console {
+        match self.config().console {
             ConsoleMode::Off => None,
             _ if record.files_only && !severe => None,
             ConsoleMode::Concise if !severe && !is_fl_logger(record.logger) => None,

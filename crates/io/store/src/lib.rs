@@ -38,7 +38,7 @@ pub use objects::{
     Found, Incoming, ModelObject, ObjectId, ObjectReader, Objects, Output, Part, PartName,
     PartProblem, PlainFile, ReceivedFile,
 };
-pub use outbox::Outbox;
+pub use outbox::{Outbox, SPARE};
 pub use run::{RunDir, RunEntry};
 pub use site_state::SiteState;
 pub use snapshots::{LoadedSnapshot, Snapshots};

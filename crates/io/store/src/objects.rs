@@ -2,6 +2,7 @@
 
 mod identity;
 mod incoming;
+mod lent;
 mod output;
 mod pool;
 mod ranges;
@@ -31,6 +32,7 @@ use crate::outbox::Outbox;
 use crate::spool::Reservation;
 use identity::Identity;
 use incoming::Claim;
+use lent::Returned;
 use pool::{Pool, Spare};
 
 /// What names an object among all of one [`Objects`]; never used twice.
@@ -57,6 +59,7 @@ struct Shelf {
     next: AtomicU64,
     known: Mutex<HashMap<u64, Weak<Object>>>,
     pool: Mutex<Pool>,
+    returned: Mutex<Returned>,
     /// Names of files that are being received, or whose objects live.
     claimed: Mutex<HashSet<PartName>>,
     keep_received: AtomicBool,
@@ -91,6 +94,8 @@ struct Mapped {
     writable: Option<File>,
     /// As it was when the object was made.
     identity: Identity,
+    /// A trainer wrote it.
+    adopted: bool,
     /// The name under which it came from afar, which is free again once the file
     /// has given it up.
     received: Option<Claim>,
@@ -119,6 +124,7 @@ impl Objects {
             next: AtomicU64::new(1),
             known: Mutex::default(),
             pool: Mutex::default(),
+            returned: Mutex::default(),
             claimed: Mutex::default(),
             keep_received: AtomicBool::new(false),
         })))
@@ -176,10 +182,13 @@ impl Objects {
             drop(unlink);
             return self.in_memory(bytes);
         } else {
-            self.mapped(id, &path, &taken.file, len)?
+            self.mapped(id, &path, &taken.file, len, true)?
         };
-        taken.check_unchanged(len)?;
         std::mem::forget(unlink); // the object unlinks it from now on
+        if let Err(error) = taken.check_unchanged(len) {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
         Ok(object)
     }
 
@@ -219,7 +228,7 @@ impl Objects {
         files::link_over(path, &own)?;
         let unlink = Unlink(&own);
         let file = File::open(&own).map_err(failed)?;
-        let object = self.mapped(id, &own, &file, len)?;
+        let object = self.mapped(id, &own, &file, len, false)?;
         std::mem::forget(unlink);
         Ok(object)
     }
@@ -247,6 +256,13 @@ impl Objects {
         lock(&self.0.pool).trim(bytes);
     }
 
+    /// Removes all of them, and those that trainers are to write; whether there
+    /// were any.
+    fn remove_spares(&self) -> bool {
+        let own = lock(&self.0.pool).clear();
+        lock(&self.0.returned).clear() || own
+    }
+
     fn in_memory(&self, bytes: Vec<u8>) -> Result<ModelObject, ObjectError> {
         let (id, _) = self.new_name();
         let header = ModelHeader::parse(&bytes, bytes.len() as u64)
@@ -260,6 +276,7 @@ impl Objects {
         path: &Path,
         file: &File,
         len: u64,
+        adopted: bool,
     ) -> Result<ModelObject, ObjectError> {
         let mapping =
             Mapping::read_only(file, len).map_err(|source| StoreError::new("map", path, source))?;
@@ -272,9 +289,13 @@ impl Objects {
             mapping,
             writable: None,
             identity,
+            adopted,
             received: None,
             reservation: None,
         }));
+        if adopted {
+            lock(&self.0.returned).taken();
+        }
         Ok(self.register(id, header, body))
     }
 
@@ -381,11 +402,18 @@ impl Drop for Object {
             writable,
             received,
             reservation,
-            identity: _,
+            identity,
+            adopted,
         }) = mapped.take()
         else {
             return;
         };
+        if adopted {
+            drop(mapping);
+            let file = lent::reusable(path, &identity);
+            lock(&self.shelf.returned).put(file);
+            return;
+        }
         if received.is_some() {
             if self.shelf.keep_received.load(Ordering::Relaxed) {
                 return;

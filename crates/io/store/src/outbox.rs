@@ -4,11 +4,16 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{ObjectError, StoreError};
 use crate::files;
+
+/// The name of the file that a trainer may write its next result into instead of
+/// a new one: it renames it, writes it from the start and cuts it to its length.
+/// `firesteel._native.write_model` looks for it beside what it writes.
+pub const SPARE: &str = ".firesteel-spare";
 
 /// A trainer's outbox: held open, so that files are found in it even when
 /// somebody puts another directory or a link in its place.
@@ -53,6 +58,23 @@ impl Outbox {
             }
         }
         Ok(())
+    }
+
+    /// Whether a file to be written again lies in it.
+    pub(crate) fn has_spare(&self) -> bool {
+        rustix::fs::statat(&self.dir, SPARE, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Puts the file `path` into it, for the trainer to write its next result
+    /// into; false when that cannot be, as somebody still has it, say.
+    pub(crate) fn put_spare(&self, path: &Path) -> bool {
+        let open = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(rustix::fs::CWD, path, open, Mode::empty()) else {
+            return false;
+        };
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).is_ok()
+            && rustix::fs::renameat(rustix::fs::CWD, path, &self.dir, SPARE).is_ok()
     }
 
     /// Opens the file that a trainer named and checks what it is.

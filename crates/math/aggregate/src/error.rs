@@ -55,6 +55,20 @@ pub enum AggregateError {
         /// The first such site.
         site: String,
     },
+    /// The method cannot go on with sums.
+    #[error("the {method} needs the update of every site, and {site} is not one")]
+    NoSums {
+        /// The method.
+        method: &'static str,
+        /// Whose contribution it is.
+        site: String,
+    },
+    /// Whole models here and differences there.
+    #[error("{site} sums updates of the other kind: all must be FULL, or all DIFF")]
+    OtherKind {
+        /// The relay.
+        site: String,
+    },
     /// An update that was read from its site could not be read to its end.
     #[error("the update of {site} could not be read to its end: {problem}")]
     Live {
@@ -147,6 +161,9 @@ impl Hint for AggregateError {
             }
             Self::NeedsSpooled { .. } => {
                 "give the spool more room, or aggregate by the mean, which takes updates straight from their sites"
+            }
+            Self::NoSums { .. } => {
+                "use the hierarchy `splice` or `cache`, or aggregate by the mean"
             }
             Self::ExcludedItem { .. } => "give an initial model, or send a dict",
             Self::Header(error) => return error.hint(),

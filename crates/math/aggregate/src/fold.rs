@@ -16,8 +16,9 @@ use crate::kernel::order::{self, Network};
 use crate::kernel::{self, BLOCK, GROUP};
 use crate::live::{self, Batch, Readers, Window};
 use crate::options::{Data, UpdateKind};
-use crate::plan::{Key, Plan};
+use crate::plan::{ABSENT, Form, Key, Plan};
 use crate::report::{Report, joined};
+use crate::sums::Part;
 
 /// Bytes of the result below which waking other threads costs more than it gives.
 const WORTH_THREADS: u64 = 1 << 20;
@@ -59,7 +60,7 @@ impl Plan<'_> {
                     elements: key.shape.iter().product(),
                 });
             }
-            let exact = !key.dtype.is_float() && key.sites > 0;
+            let exact = !key.dtype.is_float() && key.sites > 0 && self.form == Form::Model;
             if exact && !total.differed {
                 report.passed_through.push(key.name.clone());
             } else if exact && !key.shape.is_empty() {
@@ -88,8 +89,9 @@ impl Plan<'_> {
         let tensors = self.header.tensors();
         let elements = live::piece_elements(self);
         let mut pieces = Vec::new();
-        for &key in order {
-            let tensor = &tensors[key];
+        for &tensor_at in order {
+            let tensor = &tensors[tensor_at];
+            let (key, part) = self.parts[tensor_at];
             // It is in memory, so it fits a usize.
             let (mut rest, after) = data.split_at_mut(tensor.size() as usize);
             data = after;
@@ -98,7 +100,13 @@ impl Plan<'_> {
             while !rest.is_empty() {
                 let (out, more) = rest.split_at_mut(rest.len().min(most));
                 let elements = out.len() / tensor.dtype.size();
-                pieces.push(Piece { key, first, out });
+                pieces.push(Piece {
+                    key,
+                    part,
+                    dtype: tensor.dtype,
+                    first,
+                    out,
+                });
                 first += elements;
                 rest = more;
             }
@@ -169,8 +177,7 @@ impl Plan<'_> {
 
     /// Bytes that each update has of a piece.
     pub(crate) fn row_size(&self, piece: &Piece<'_>) -> usize {
-        let to = self.header.tensors()[piece.key].dtype;
-        piece.out.len() / to.size() * self.keys[piece.key].dtype.size()
+        piece.out.len() / piece.dtype.size() * self.keys[piece.key].dtype.size()
     }
 
     fn run(
@@ -181,12 +188,16 @@ impl Plan<'_> {
         scratch: &mut Scratch,
     ) -> Outcome {
         let key = &self.keys[piece.key];
-        let out_dtype = self.header.tensors()[piece.key].dtype;
+        let out_dtype = piece.dtype;
         let elements = piece.out.len() / out_dtype.size();
         let model = self.model_bytes(key, piece.first, elements);
         let size = self.row_size(&piece);
         let mut fill = std::mem::take(&mut scratch.fill);
-        let unchanged = self.unchanged(key, model, size, &mut fill);
+        // Sums leave what did not change to whoever makes a model of them.
+        let unchanged = match self.form {
+            Form::Model => self.unchanged(key, model, size, &mut fill),
+            Form::Sums => None,
+        };
         let mut rows = Vec::with_capacity(key.rows);
         let mut weights = Vec::with_capacity(key.rows);
         let mut sources = Vec::with_capacity(if key.dtype == DType::Bool {
@@ -194,8 +205,30 @@ impl Plan<'_> {
         } else {
             0
         });
+        let (mut summed, mut later) = (Vec::new(), Vec::new());
         let mut live = windows.iter();
         for (source_at, source) in self.sources.iter().enumerate() {
+            if let Some((sums, bytes)) = source.sums {
+                let entry = sums.entry(source.places[piece.key]);
+                if let Some(entry) = entry {
+                    let stretch = |tensor| {
+                        let found = sums.stretch(bytes, tensor, piece.first, elements);
+                        found.expect("the file's length was checked, and the header covers it")
+                    };
+                    summed.push(Row {
+                        source: source_at,
+                        weight: entry.counted.weight,
+                        sum: stretch(entry.sum),
+                        least: entry.least.map(stretch),
+                        most: entry.most.map(stretch),
+                    });
+                }
+                let left_out = entry.map_or(sums.partial(), |entry| entry.unchanged);
+                if let Some(row) = unchanged.filter(|_| left_out.sites > 0) {
+                    later.push((source_at, left_out.weight, row));
+                }
+                continue;
+            }
             let window = if source.is_read() { live.next() } else { None };
             let row = match (source.start(piece.key), source.data) {
                 (Some(start), Data::Mapped(bytes)) => {
@@ -204,9 +237,7 @@ impl Plan<'_> {
                     let start = start as usize + piece.first * key.dtype.size();
                     Some(&bytes[start..start + size])
                 }
-                (Some(_), Data::Live { .. } | Data::Read(_)) => {
-                    window.map(|window| window.row(at, size))
-                }
+                (Some(_), _) => window.map(|window| window.row(at, size)),
                 (None, _) => unchanged.filter(|_| source.partial),
             };
             if let Some(row) = row {
@@ -217,20 +248,31 @@ impl Plan<'_> {
                 }
             }
         }
+        for (source_at, weight, row) in later {
+            rows.push(row);
+            weights.push(weight);
+            sources.push(source_at);
+        }
+        if key.dtype == DType::Bool {
+            rows.extend(summed.iter().map(|row| row.sum));
+            sources.extend(summed.iter().map(|row| row.source));
+        }
         let work = Work {
             plan: self,
             key,
             rows,
             weights,
-            model,
+            summed,
+            // Sums of differences stay differences.
+            model: model.filter(|_| self.form == Form::Model),
             out_dtype,
         };
-        let outcome = if work.rows.is_empty() {
+        let outcome = if work.rows.is_empty() && work.summed.is_empty() {
             work.keep(piece.out, scratch)
         } else {
             match key.dtype.kind() {
                 Kind::Bool => work.bools(piece.out, &sources),
-                Kind::Int => work.integers(piece.out),
+                Kind::Int => work.integers(piece.part, piece.out),
                 Kind::Float => match self.networks.get(&key.rows) {
                     Some(network) => work.ranks(network, piece.out, scratch),
                     None => work.mean(piece.out, scratch),
@@ -292,7 +334,7 @@ impl Plan<'_> {
         let first = self
             .sources
             .iter()
-            .find(|source| source.start(at).is_some() || source.partial);
+            .find(|source| source.places[at] != ABSENT || source.partial_counted().sites > 0);
         let odd: Vec<_> = odd.iter().map(|at| self.sources[*at].site).collect();
         AggregateError::BoolsDiffer {
             tensor: shown(&key.name),
@@ -305,6 +347,10 @@ impl Plan<'_> {
 /// A stretch of one tensor of the result.
 pub(crate) struct Piece<'o> {
     pub(crate) key: usize,
+    /// What it is of its key.
+    pub(crate) part: Part,
+    /// Its own, in the result.
+    pub(crate) dtype: DType,
     /// Its first element within the tensor.
     pub(crate) first: usize,
     pub(crate) out: &'o mut [u8],
@@ -347,6 +393,15 @@ impl Scratch {
     }
 }
 
+/// A stretch of what a relay has summed.
+struct Row<'p> {
+    source: usize,
+    weight: f64,
+    sum: &'p [u8],
+    least: Option<&'p [u8]>,
+    most: Option<&'p [u8]>,
+}
+
 /// A piece with its sources at hand.
 struct Work<'p> {
     plan: &'p Plan<'p>,
@@ -354,6 +409,8 @@ struct Work<'p> {
     /// Each source's bytes of this stretch.
     rows: Vec<&'p [u8]>,
     weights: Vec<f64>,
+    /// What relays have summed; counts after the rows.
+    summed: Vec<Row<'p>>,
     /// The model's dtype and bytes of this stretch.
     model: Option<(DType, &'p [u8])>,
     out_dtype: DType,
@@ -397,7 +454,44 @@ impl Work<'_> {
         }
     }
 
-    fn integers(&self, out: &mut [u8]) -> Outcome {
+    /// The sum of all weights, in the order in which values are added.
+    fn total(&self) -> f64 {
+        let total: f64 = self.weights.iter().sum();
+        self.summed.iter().fold(total, |sum, row| sum + row.weight)
+    }
+
+    fn integers(&self, part: Part, out: &mut [u8]) -> Outcome {
+        let is_sums = self.plan.form == Form::Sums;
+        if is_sums || !self.summed.is_empty() {
+            let summed = self.summed.iter().map(|row| integer::Summed {
+                sum: row.sum,
+                least: row.least.unwrap_or_default(),
+                most: row.most.unwrap_or_default(),
+            });
+            let summed: Vec<_> = summed.collect();
+            let (dtype, diff) = (self.key.dtype, self.is_diff());
+            let rows = (&self.rows[..], &self.weights[..]);
+            match (is_sums, part) {
+                (true, Part::Value) => integer::sum(dtype, diff, rows, &summed, out),
+                (true, part) => {
+                    let which = match part {
+                        Part::Most => integer::Extreme::Most,
+                        Part::Value | Part::Least => integer::Extreme::Least,
+                    };
+                    integer::extreme(dtype, which, diff, rows.0, &summed, out);
+                }
+                (false, _) => {
+                    let how = (self.key.shape.is_empty(), self.total());
+                    let model = self.model.filter(|_| diff).map(|(_, bytes)| bytes);
+                    let differed = integer::fold_summed(dtype, how, rows, &summed, model, out);
+                    return Outcome {
+                        differed,
+                        ..Outcome::default()
+                    };
+                }
+            }
+            return Outcome::default();
+        }
         let rule = if self.key.shape.is_empty() {
             integer::Rule::Maximum
         } else {
@@ -418,13 +512,25 @@ impl Work<'_> {
     }
 
     fn mean(&self, out: &mut [u8], scratch: &mut Scratch) -> Outcome {
-        let total: f64 = self.weights.iter().sum();
+        let total = match self.plan.form {
+            Form::Model => self.total(),
+            // To divide by one changes no bit.
+            Form::Sums => 1.0,
+        };
         self.each_block(
             BLOCK,
             out,
             |from, count, sums, buffers| {
                 for group in 0..self.rows.len().div_ceil(GROUP) {
                     self.add(group, from..from + count, sums, buffers);
+                }
+                let mut fresh = self.rows.is_empty();
+                for row in &self.summed {
+                    buffers.wide.resize(GROUP * BLOCK, 0.0);
+                    let bytes = &row.sum[from * size_of::<f64>()..][..count * size_of::<f64>()];
+                    let values = as_f64(bytes, buffers.wide);
+                    kernel::add(self.plan.options.simd, sums, &[values], &[1.0], fresh);
+                    fresh = false;
                 }
                 total
             },

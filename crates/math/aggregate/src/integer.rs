@@ -80,6 +80,183 @@ fn fold_as<T: Int<N>, const N: usize>(
     differed
 }
 
+/// What a relay hands up of one stretch of an integer tensor.
+pub(crate) struct Summed<'p> {
+    /// Of weight and value, as f64.
+    pub(crate) sum: &'p [u8],
+    pub(crate) least: &'p [u8],
+    pub(crate) most: &'p [u8],
+}
+
+/// Which end of the values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extreme {
+    Least,
+    Most,
+}
+
+/// The least or the greatest of each element, of rows and of what relays hand up.
+pub(crate) fn extreme(
+    dtype: DType,
+    which: Extreme,
+    diff: bool,
+    rows: &[&[u8]],
+    summed: &[Summed<'_>],
+    out: &mut [u8],
+) {
+    match dtype {
+        DType::U8 => extreme_as::<u8, 1>(which, diff, rows, summed, out),
+        DType::I8 => extreme_as::<i8, 1>(which, diff, rows, summed, out),
+        DType::U16 => extreme_as::<u16, 2>(which, diff, rows, summed, out),
+        DType::I16 => extreme_as::<i16, 2>(which, diff, rows, summed, out),
+        DType::U32 => extreme_as::<u32, 4>(which, diff, rows, summed, out),
+        DType::I32 => extreme_as::<i32, 4>(which, diff, rows, summed, out),
+        DType::U64 => extreme_as::<u64, 8>(which, diff, rows, summed, out),
+        DType::I64 => extreme_as::<i64, 8>(which, diff, rows, summed, out),
+        _ => unreachable!("only integer tensors come here"),
+    }
+}
+
+/// The sum of weight and value of each element.
+pub(crate) fn sum(
+    dtype: DType,
+    diff: bool,
+    (rows, weights): (&[&[u8]], &[f64]),
+    summed: &[Summed<'_>],
+    out: &mut [u8],
+) {
+    match dtype {
+        DType::U8 => sum_as::<u8, 1>(diff, (rows, weights), summed, out),
+        DType::I8 => sum_as::<i8, 1>(diff, (rows, weights), summed, out),
+        DType::U16 => sum_as::<u16, 2>(diff, (rows, weights), summed, out),
+        DType::I16 => sum_as::<i16, 2>(diff, (rows, weights), summed, out),
+        DType::U32 => sum_as::<u32, 4>(diff, (rows, weights), summed, out),
+        DType::I32 => sum_as::<i32, 4>(diff, (rows, weights), summed, out),
+        DType::U64 => sum_as::<u64, 8>(diff, (rows, weights), summed, out),
+        DType::I64 => sum_as::<i64, 8>(diff, (rows, weights), summed, out),
+        _ => unreachable!("only integer tensors come here"),
+    }
+}
+
+/// As [`fold`] for a mean, when some of it was summed by relays. `counter` takes
+/// the greatest.
+pub(crate) fn fold_summed(
+    dtype: DType,
+    (counter, total): (bool, f64),
+    rows: (&[&[u8]], &[f64]),
+    summed: &[Summed<'_>],
+    model: Option<&[u8]>,
+    out: &mut [u8],
+) -> bool {
+    let how = (counter, total);
+    match dtype {
+        DType::U8 => summed_as::<u8, 1>(how, rows, summed, model, out),
+        DType::I8 => summed_as::<i8, 1>(how, rows, summed, model, out),
+        DType::U16 => summed_as::<u16, 2>(how, rows, summed, model, out),
+        DType::I16 => summed_as::<i16, 2>(how, rows, summed, model, out),
+        DType::U32 => summed_as::<u32, 4>(how, rows, summed, model, out),
+        DType::I32 => summed_as::<i32, 4>(how, rows, summed, model, out),
+        DType::U64 => summed_as::<u64, 8>(how, rows, summed, model, out),
+        DType::I64 => summed_as::<i64, 8>(how, rows, summed, model, out),
+        _ => unreachable!("only integer tensors come here"),
+    }
+}
+
+fn read<T: Int<N>, const N: usize>(diff: bool, bytes: &[u8], at: usize) -> i128 {
+    let element = bytes.as_chunks::<N>().0[at];
+    if diff {
+        T::read_difference(element)
+    } else {
+        T::read(element)
+    }
+}
+
+/// The least and the greatest of one element.
+fn span<T: Int<N>, const N: usize>(
+    diff: bool,
+    at: usize,
+    rows: &[&[u8]],
+    summed: &[Summed<'_>],
+) -> (i128, i128) {
+    let rows = rows.iter().map(|row| (*row, *row));
+    let all = rows.chain(summed.iter().map(|summed| (summed.least, summed.most)));
+    let spans = all.map(|(l, m)| (read::<T, N>(diff, l, at), read::<T, N>(diff, m, at)));
+    spans.fold((i128::MAX, i128::MIN), |(least, most), (l, m)| {
+        (least.min(l), most.max(m))
+    })
+}
+
+/// The sum of weight and value of one element.
+fn sum_of<T: Int<N>, const N: usize>(
+    diff: bool,
+    at: usize,
+    (rows, weights): (&[&[u8]], &[f64]),
+    summed: &[Summed<'_>],
+) -> f64 {
+    let products = rows.iter().zip(weights);
+    let products = products.map(|(row, weight)| weight * read::<T, N>(diff, row, at) as f64);
+    let sums = summed.iter();
+    let sums = sums.map(|summed| f64::from_le_bytes(summed.sum.as_chunks().0[at]));
+    let mut all = products.chain(sums);
+    let first = all.next().unwrap_or(0.0);
+    all.fold(first, |sum, more| sum + more)
+}
+
+fn extreme_as<T: Int<N>, const N: usize>(
+    which: Extreme,
+    diff: bool,
+    rows: &[&[u8]],
+    summed: &[Summed<'_>],
+    out: &mut [u8],
+) {
+    for (at, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let span = span::<T, N>(diff, at, rows, summed);
+        let value = match which {
+            Extreme::Least => span.0,
+            Extreme::Most => span.1,
+        };
+        *out = if diff {
+            T::write_difference(value)
+        } else {
+            T::write(value)
+        };
+    }
+}
+
+fn sum_as<T: Int<N>, const N: usize>(
+    diff: bool,
+    rows: (&[&[u8]], &[f64]),
+    summed: &[Summed<'_>],
+    out: &mut [u8],
+) {
+    for (at, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        *out = sum_of::<T, N>(diff, at, rows, summed).to_le_bytes();
+    }
+}
+
+fn summed_as<T: Int<N>, const N: usize>(
+    (counter, total): (bool, f64),
+    rows: (&[&[u8]], &[f64]),
+    summed: &[Summed<'_>],
+    model: Option<&[u8]>,
+    out: &mut [u8],
+) -> bool {
+    let diff = model.is_some();
+    let mut differed = false;
+    for (at, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let base = model.map_or(0, |model| read::<T, N>(false, model, at));
+        let (least, most) = span::<T, N>(diff, at, rows.0, summed);
+        differed |= least != most;
+        *out = if counter || least == most {
+            T::write(base + most)
+        } else {
+            let mean = sum_of::<T, N>(diff, at, rows, summed) / total;
+            T::write_rounded(base as f64 + mean)
+        };
+    }
+    differed
+}
+
 /// The one value that counts, when it is one; the column is sorted after.
 fn only_kept(rank: Rank, column: &mut [i128]) -> Option<i128> {
     column.sort_unstable();
@@ -110,6 +287,8 @@ trait Int<const N: usize> {
     fn read(bytes: [u8; N]) -> i128;
     /// A difference: unsigned types hold it as two's complement.
     fn read_difference(bytes: [u8; N]) -> i128;
+    /// The inverse of [`Int::read_difference`].
+    fn write_difference(value: i128) -> [u8; N];
     /// The nearest value of the type.
     fn write(value: i128) -> [u8; N];
     /// The nearest whole number, ties to even, then the nearest of the type.
@@ -125,6 +304,12 @@ macro_rules! ints {
 
             fn read_difference(bytes: [u8; $bytes]) -> i128 {
                 i128::from($signed::from_le_bytes(bytes))
+            }
+
+            fn write_difference(value: i128) -> [u8; $bytes] {
+                let least = i128::from($signed::MIN);
+                let greatest = i128::from($signed::MAX);
+                (value.clamp(least, greatest) as $signed).to_le_bytes()
             }
 
             fn write(value: i128) -> [u8; $bytes] {

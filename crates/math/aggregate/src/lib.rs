@@ -8,7 +8,8 @@
 //! site order.
 //!
 //! Start at [`verify`] for one update as it arrives and at [`plan`] for the fold;
-//! an update that is still at its site is a [`LiveSource`].
+//! an update that is still at its site is a [`LiveSource`]. What a relay makes of
+//! the updates below it is [`plan_sums`], and at the other end [`Sums`].
 //! The rules per kind of tensor are in `docs/specs/aggregation.md`.
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ mod options;
 mod plan;
 mod report;
 mod scalar;
+mod sums;
 mod verify;
 
 pub use cast::{Cast, CastError};
@@ -32,6 +34,7 @@ pub use options::{
     Contribution, Data, Exclude, ExcludeError, LiveSource, Method, Model, Options, ReadAt,
     UpdateKind, Wide,
 };
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, plan_sums};
 pub use report::{PartialKey, Report};
-pub use verify::{Number, VerifyProblem, failure, verify, verify_live, verify_read};
+pub use sums::{Counted, Sums, SumsError};
+pub use verify::{Number, VerifyProblem, failure, verify, verify_live, verify_read, verify_sums};

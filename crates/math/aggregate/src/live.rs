@@ -83,7 +83,7 @@ pub(crate) fn piece_elements(plan: &Plan<'_>) -> usize {
 impl Source<'_> {
     /// Whether it is read in windows.
     pub(crate) fn is_read(&self) -> bool {
-        !matches!(self.data, Data::Mapped(_))
+        matches!(self.data, Data::Live { .. } | Data::Read(_))
     }
 
     /// Where a key's tensor starts in the file.
@@ -100,7 +100,7 @@ impl<'p, 'a> Readers<'p, 'a> {
         let mut readers = Vec::new();
         for source in &plan.sources {
             let (live, facts) = match source.data {
-                Data::Mapped(_) => continue,
+                Data::Mapped(_) | Data::Sums { .. } => continue,
                 Data::Read(read) => (read, None),
                 Data::Live { source, facts } => (source, Some(facts)),
             };

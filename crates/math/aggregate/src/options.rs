@@ -9,6 +9,8 @@ use std::sync::Arc;
 use firesteel_tensor::{DType, Facts, ModelHeader};
 use regex::RegexSet;
 
+use crate::sums::Sums;
+
 /// A model file: its header and all its bytes, from the header's first on.
 #[derive(Debug, Clone, Copy)]
 pub struct Model<'a> {
@@ -48,6 +50,13 @@ pub enum Data<'a> {
         /// tensors; the values are held against it as they come.
         facts: &'a [Facts],
     },
+    /// No update of a site, but the sums of several; see [`Sums::from`].
+    Sums {
+        /// What its header tells.
+        sums: &'a Sums,
+        /// The whole file; need not be aligned.
+        bytes: &'a [u8],
+    },
 }
 
 impl fmt::Debug for Data<'_> {
@@ -56,6 +65,7 @@ impl fmt::Debug for Data<'_> {
             Self::Mapped(bytes) => f.debug_tuple("Mapped").field(&bytes.len()).finish(),
             Self::Read(_) => f.write_str("Read"),
             Self::Live { .. } => f.write_str("Live"),
+            Self::Sums { sums, .. } => f.debug_tuple("Sums").field(&sums.counted()).finish(),
         }
     }
 }

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use firesteel_tensor::text::shown;
-use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, TensorInfo};
+use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, TensorInfo, Tree};
 
 use crate::error::AggregateError;
 use crate::kernel::order::{Network, Rank};
 use crate::options::{Contribution, Data, Method, Model, Options, UpdateKind, Wide};
 use crate::report::{PartialKey, Report, joined};
 use crate::scalar::{cut_of, fold_tree};
+use crate::sums::{self, Counted, Part, Sums};
 use crate::verify::{VerifyProblem, misfit};
 
 /// Marks a key that a source does not have.
@@ -26,10 +27,22 @@ pub struct Plan<'a> {
     pub(crate) keys: Vec<Key>,
     pub(crate) header: ModelHeader,
     pub(crate) header_bytes: Vec<u8>,
+    pub(crate) form: Form,
+    /// What each of the result's tensors is of, by its place: a key and a part.
+    pub(crate) parts: Vec<(usize, Part)>,
     pub(crate) options: Options,
     /// The sorting networks of every number of rows that a key has.
     pub(crate) networks: BTreeMap<usize, Network>,
     pub(crate) report: Report,
+}
+
+/// What comes out of a fold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A model.
+    Model,
+    /// Sums that another fold goes on with.
+    Sums,
 }
 
 /// One site's file, and where in its data each key's tensor starts.
@@ -42,8 +55,33 @@ pub(crate) struct Source<'a> {
     pub(crate) weight: f64,
     /// Whether a key that it lacks did not change there.
     pub(crate) partial: bool,
-    /// Shared by the sites whose files are laid out alike: nearly always all.
+    /// Shared by the sites whose files are laid out alike: nearly always all. Of
+    /// sums, the places of their entries.
     pub(crate) places: Arc<[u64]>,
+    /// What it is, when it is no update of one site, and its bytes.
+    pub(crate) sums: Option<(&'a Sums, &'a [u8])>,
+}
+
+impl Source<'_> {
+    /// Whom it stands for.
+    pub(crate) fn counted(&self) -> Counted {
+        match self.sums {
+            Some((sums, _)) => sums.counted(),
+            None => Counted {
+                sites: 1,
+                weight: self.weight,
+            },
+        }
+    }
+
+    /// Those of them for whom a key that they lack did not change.
+    pub(crate) fn partial_counted(&self) -> Counted {
+        match self.sums {
+            Some((sums, _)) => sums.partial(),
+            None if self.partial => self.counted(),
+            None => Counted::default(),
+        }
+    }
 }
 
 /// One tensor of the result.
@@ -105,10 +143,33 @@ pub fn plan<'a>(
     model: Option<Model<'a>>,
     options: &Options,
 ) -> Result<Plan<'a>, AggregateError> {
-    check_options(contributions, model, options)?;
+    make(contributions, model, options, Form::Model)
+}
+
+/// The same for a relay: what is laid out is not a model, but the sums from which
+/// another fold makes one, or sums of more sites (see [`Sums`]). Only a mean has
+/// them, and the updates must be here as whole files.
+///
+/// # Errors
+/// As [`plan`]'s.
+pub fn plan_sums<'a>(
+    contributions: &[Contribution<'a>],
+    model: Option<Model<'a>>,
+    options: &Options,
+) -> Result<Plan<'a>, AggregateError> {
+    make(contributions, model, options, Form::Sums)
+}
+
+fn make<'a>(
+    contributions: &[Contribution<'a>],
+    model: Option<Model<'a>>,
+    options: &Options,
+    form: Form,
+) -> Result<Plan<'a>, AggregateError> {
+    check_options(contributions, model, options, form)?;
     let mut report = Report::default();
     let counted = counted(contributions, options, &mut report)?;
-    report.sites = counted.len();
+    report.sites = counted.iter().map(sites_of).sum();
     let mut keys = Keys::new(model.map(|m| m.header), options);
     let places = keys.place_all(&counted)?;
     let untied = std::mem::take(&mut keys.untied);
@@ -120,33 +181,13 @@ pub fn plan<'a>(
     }
     let (keys, left_out) = keys.finish(&counted, &places);
     report.excluded.extend(left_out);
-    let tree = fold_tree(
+    let (tree, values) = fold_tree(
         &counted,
         model.map(|m| m.header.tree()),
         options,
+        form,
         &mut report,
     )?;
-
-    let like = model.map_or(counted[0].header, |m| m.header);
-    let mut builder = HeaderBuilder::new();
-    for key in &keys {
-        let dtype = Wide::widened(options.master_dtype, key.dtype);
-        builder.tensor(&key.name, dtype, &key.shape);
-    }
-    let names: HashSet<_> = keys.iter().map(|key| &key.name).collect();
-    for (alias, name) in like.aliases() {
-        if names.contains(name) {
-            builder.alias(alias, name);
-        }
-    }
-    if let Some(tree) = tree {
-        builder.tree(tree);
-    }
-    for (key, value) in like.metadata() {
-        builder.metadata(key, value);
-    }
-    let (header_bytes, header) = builder.encode()?;
-
     let sources = counted.iter().zip(places).map(|(c, places)| Source {
         site: c.site,
         header: c.header,
@@ -154,9 +195,27 @@ pub fn plan<'a>(
         partial: c.header.is_partial(),
         weight: f64::from(c.weight as f32),
         places,
+        sums: match c.data {
+            Data::Sums { sums, bytes } => Some((sums, bytes)),
+            _ => None,
+        },
     });
     let sources: Vec<_> = sources.collect();
-    note_keys(&keys, sources.len(), options, &mut report);
+
+    let like = model.map_or(counted[0].header, |m| m.header);
+    let (builder, parts) = match form {
+        Form::Model => {
+            let parts = (0..keys.len()).map(|key| (key, Part::Value));
+            (model_like(&keys, tree, like, options), parts.collect())
+        }
+        // Whoever goes on with it has the model, and its tree, when there is one.
+        Form::Sums => {
+            let tree = tree.filter(|_| model.is_none());
+            sums::lay_out(&keys, &sources, options.kind, values, tree, like)?
+        }
+    };
+    let (header_bytes, header) = builder.encode()?;
+    note_keys(&keys, report.sites, options, &mut report);
     let networks = keys.iter().filter(|key| key.rows > 0).filter_map(|key| {
         let rank = rank(options.method, key.rows)?;
         Some((key.rows, rank))
@@ -172,15 +231,53 @@ pub fn plan<'a>(
         keys,
         header,
         header_bytes,
+        form,
+        parts,
         options: options.clone(),
         report,
     })
+}
+
+/// The header of the model that comes out.
+fn model_like(
+    keys: &[Key],
+    tree: Option<Tree>,
+    like: &ModelHeader,
+    options: &Options,
+) -> HeaderBuilder {
+    let mut builder = HeaderBuilder::new();
+    for key in keys {
+        let dtype = Wide::widened(options.master_dtype, key.dtype);
+        builder.tensor(&key.name, dtype, &key.shape);
+    }
+    let names: HashSet<_> = keys.iter().map(|key| &key.name).collect();
+    for (alias, name) in like.aliases() {
+        if names.contains(name) {
+            builder.alias(alias, name);
+        }
+    }
+    if let Some(tree) = tree {
+        builder.tree(tree);
+    }
+    for (key, value) in like.metadata() {
+        builder.metadata(key, value);
+    }
+    builder
+}
+
+/// How many sites a contribution is of.
+pub(crate) fn sites_of(contribution: &Contribution<'_>) -> usize {
+    match contribution.data {
+        Data::Sums { sums, .. } => sums.counted().sites,
+        _ => 1,
+    }
 }
 
 fn check_options(
     contributions: &[Contribution<'_>],
     model: Option<Model<'_>>,
     options: &Options,
+    form: Form,
 ) -> Result<(), AggregateError> {
     if contributions.is_empty() {
         return Err(AggregateError::Nothing);
@@ -201,6 +298,17 @@ fn check_options(
         return Err(AggregateError::NeedsSpooled {
             method: options.method.name(),
             site: live.site.to_owned(),
+        });
+    }
+    let summed = contributions
+        .iter()
+        .find(|c| matches!(c.data, Data::Sums { .. }));
+    if options.method != Method::Mean
+        && let Some(at) = summed.or(contributions.first().filter(|_| form == Form::Sums))
+    {
+        return Err(AggregateError::NoSums {
+            method: options.method.name(),
+            site: at.site.to_owned(),
         });
     }
     let length = |owner: &str, header: &ModelHeader, bytes: &[u8]| {
@@ -231,7 +339,21 @@ fn check_options(
                     tensors: header.tensors().len(),
                 }));
             }
+            Data::Live { .. } | Data::Read(_) if form == Form::Sums => {
+                return Err(AggregateError::NeedsSpooled {
+                    method: "sum at a relay",
+                    site: contribution.site.to_owned(),
+                });
+            }
             Data::Live { .. } | Data::Read(_) => {}
+            Data::Sums { sums, bytes } => {
+                length(contribution.site, sums.file(), bytes)?;
+                if sums.kind() != options.kind {
+                    return Err(AggregateError::OtherKind {
+                        site: contribution.site.to_owned(),
+                    });
+                }
+            }
         }
         if header.is_partial() && model.is_none() {
             return Err(refused(VerifyProblem::PartialWithoutModel));
@@ -252,6 +374,13 @@ fn counted<'a>(
     let mut counted = Vec::with_capacity(contributions.len());
     let mut weightless = Vec::new();
     for contribution in contributions {
+        if let Data::Sums { sums, .. } = contribution.data {
+            // What is summed was looked at where it was summed.
+            if sums.counted().weight > 0.0 {
+                counted.push(*contribution);
+            }
+            continue;
+        }
         let weight = contribution.weight as f32;
         if !(weight.is_finite() && weight >= 0.0) {
             return Err(AggregateError::Weight {
@@ -267,7 +396,7 @@ fn counted<'a>(
     }
     if counted.is_empty() {
         return Err(AggregateError::NoWeight {
-            sites: contributions.len(),
+            sites: contributions.iter().map(sites_of).sum(),
         });
     }
     if !weightless.is_empty() {
@@ -338,6 +467,17 @@ impl<'o> Keys<'o> {
         let mut places = Vec::with_capacity(contributions.len());
         for contribution in contributions {
             let header = contribution.header;
+            let refused = |problem| AggregateError::Update {
+                site: contribution.site.to_owned(),
+                problem,
+            };
+            if matches!(contribution.data, Data::Sums { .. }) {
+                let entry = |tensor: &TensorInfo| {
+                    header.position(&tensor.name).map_or(ABSENT, |at| at as u64)
+                };
+                places.push(self.place(header, entry).map_err(refused)?);
+                continue;
+            }
             // Thousands of sites with a hundred thousand tensors each: what is
             // laid out alike is looked up once.
             let alike = known.iter().find(|(other, _)| {
@@ -347,12 +487,7 @@ impl<'o> Keys<'o> {
                 places.push(found.clone());
                 continue;
             }
-            let found = self
-                .place(header)
-                .map_err(|problem| AggregateError::Update {
-                    site: contribution.site.to_owned(),
-                    problem,
-                })?;
+            let found = self.place(header, |tensor| tensor.start).map_err(refused)?;
             if known.len() < 4 {
                 known.push((header, found.clone()));
             }
@@ -361,7 +496,12 @@ impl<'o> Keys<'o> {
         Ok(places)
     }
 
-    fn place(&mut self, header: &ModelHeader) -> Result<Arc<[u64]>, VerifyProblem> {
+    /// `place_of` is where a tensor of it is found.
+    fn place(
+        &mut self,
+        header: &ModelHeader,
+        place_of: impl Fn(&TensorInfo) -> u64,
+    ) -> Result<Arc<[u64]>, VerifyProblem> {
         let mut places = vec![ABSENT; self.list.len()];
         let aliases: HashMap<_, _> = header.aliases().iter().map(|(a, n)| (n, a)).collect();
         for tensor in header.tensors() {
@@ -389,7 +529,7 @@ impl<'o> Keys<'o> {
             }
             // Under its own name a tensor counts before one under an alias.
             if places[at] == ABSENT || self.list[at].name == tensor.name {
-                places[at] = tensor.start;
+                places[at] = place_of(tensor);
             }
         }
         for (alias, name) in header.aliases() {
@@ -398,7 +538,7 @@ impl<'o> Keys<'o> {
                 && places[at] == ABSENT
             {
                 self.fit(at, tensor)?;
-                places[at] = tensor.start;
+                places[at] = place_of(tensor);
             }
         }
         if !self.closed {
@@ -427,13 +567,23 @@ impl<'o> Keys<'o> {
         places: &[Arc<[u64]>],
     ) -> (Vec<Key>, Vec<Arc<str>>) {
         for (at, key) in self.list.iter_mut().enumerate() {
-            let has = |places: &Arc<[u64]>| places.get(at).is_some_and(|p| *p != ABSENT);
-            key.sites = places.iter().filter(|places| has(places)).count();
-            if key.sites > 0 {
-                let all = contributions.iter().zip(places);
-                let counts = all.filter(|(c, places)| has(places) || c.header.is_partial());
-                key.rows = counts.count();
+            let (mut sent, mut unchanged) = (0, 0);
+            for (contribution, places) in contributions.iter().zip(places) {
+                let place = places.get(at).copied().unwrap_or(ABSENT);
+                match contribution.data {
+                    Data::Sums { sums, .. } => match sums.entry(place) {
+                        Some(entry) => {
+                            sent += entry.counted.sites;
+                            unchanged += entry.unchanged.sites;
+                        }
+                        None => unchanged += sums.partial().sites,
+                    },
+                    _ if place != ABSENT => sent += 1,
+                    _ => unchanged += usize::from(contribution.header.is_partial()),
+                }
             }
+            key.sites = sent;
+            key.rows = if sent > 0 { sent + unchanged } else { 0 };
         }
         let names: HashSet<_> = self.list.iter().map(|key| &key.name).collect();
         // Those that the model has are noted with the model's keys.

@@ -8,6 +8,7 @@ use firesteel_tensor::{DType, Facts, ModelHeader, TensorInfo, Tree, check_finite
 
 use crate::options::{LiveSource, Model, Options, Wide};
 use crate::scalar::scalars;
+use crate::sums::{Sums, odd_numbers};
 
 /// A number that is compared by its bits, as an error has to be.
 #[derive(Debug, Clone, Copy)]
@@ -269,6 +270,59 @@ pub fn verify_read(
     }
     check_scalars(update, options, &mut problems);
     Ok(problems)
+}
+
+/// Checks what a relay has summed: that it is what updates of sites could have
+/// become, and that every number is finite. `bytes` is the whole file.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_sums(
+    sums: &Sums,
+    bytes: &[u8],
+    model: Option<&ModelHeader>,
+    options: &Options,
+) -> Result<(), Vec<VerifyProblem>> {
+    let (length, expected) = (bytes.len() as u64, sums.file().total_len());
+    if length != expected {
+        return Err(vec![VerifyProblem::Length { length, expected }]);
+    }
+    let mut problems = Vec::new();
+    let face = sums.face();
+    match model {
+        Some(model) => {
+            // Where nothing changed at any site, there is nothing to sum.
+            if !(face.tensors().is_empty() && sums.partial() == sums.counted()) {
+                check_keys(face, model, options, &mut problems);
+            }
+            let known: std::collections::HashMap<_, _> =
+                scalars(model.tree()).into_iter().collect();
+            for (path, value) in sums.values() {
+                match known.get(path) {
+                    Some(model) if value.fits(model) => {}
+                    Some(model) => problems.push(VerifyProblem::ValueKind {
+                        path: shown(path),
+                        found: value.kind(),
+                        expected: model.kind(),
+                    }),
+                    None => problems.push(VerifyProblem::UnknownValue {
+                        path: shown(path),
+                        kind: value.kind(),
+                    }),
+                }
+            }
+        }
+        None if sums.partial().sites > 0 => problems.push(VerifyProblem::PartialWithoutModel),
+        None => {}
+    }
+    for (tensor, count, elements) in odd_numbers(sums, bytes) {
+        problems.push(VerifyProblem::NotFinite {
+            tensor,
+            count,
+            elements,
+        });
+    }
+    done(problems)
 }
 
 fn done(problems: Vec<VerifyProblem>) -> Result<(), Vec<VerifyProblem>> {

@@ -22,6 +22,8 @@ mod record;
 mod status;
 mod workflow;
 
+pub mod schedule;
+
 mod codec;
 mod fedavg;
 

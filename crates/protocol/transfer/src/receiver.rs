@@ -425,13 +425,8 @@ impl Receiver {
         }
         self.offered = Some((root, length));
         self.progress_at = now;
-        if let Some(known) = self.manifest.as_ref().filter(|m| m.root() == root) {
-            if known.total() != self.object.length {
-                return Err(TransferError::Length {
-                    announced: self.object.length,
-                    offered: known.total(),
-                });
-            }
+        if self.manifest.as_ref().is_some_and(|m| m.root() == root) {
+            self.check_total()?;
             let planned = !self.good.is_empty() || self.object.length == 0;
             if planned && self.manifest_bytes.is_empty() && self.planned() {
                 self.stage = Stage::Pulling;
@@ -443,6 +438,38 @@ impl Receiver {
         self.manifest = None;
         self.stage = Stage::Manifest;
         Ok(Event::Nothing)
+    }
+
+    /// The digest of the offered file while its manifest is missing: whoever has
+    /// that manifest gives it to [`Receiver::found`], and it need not travel.
+    pub fn missing_manifest(&self) -> Option<Digest> {
+        let (root, _) = self.offered?;
+        (self.stage == Stage::Manifest && self.manifest_bytes.is_empty()).then_some(root)
+    }
+
+    /// The manifest that [`Receiver::missing_manifest`] speaks of was here.
+    ///
+    /// # Errors
+    /// [`TransferError::Length`] when it is of a file of another length.
+    pub fn found(&mut self, manifest: Arc<Manifest>) -> Result<Event, TransferError> {
+        if self.missing_manifest() != Some(manifest.root()) {
+            return Ok(Event::Nothing);
+        }
+        self.manifest = Some(manifest);
+        self.check_total()?;
+        self.stage = Stage::Planning;
+        Ok(Event::Planning)
+    }
+
+    /// The offered file is as long as its manifest says.
+    fn check_total(&self) -> Result<(), TransferError> {
+        match self.manifest.as_ref().map(|manifest| manifest.total()) {
+            Some(total) if total != self.object.length => Err(TransferError::Length {
+                announced: self.object.length,
+                offered: total,
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn planned(&self) -> bool {

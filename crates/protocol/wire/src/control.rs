@@ -39,7 +39,7 @@ pub enum MessageError {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToServer {
     /// One of the messages; none when it is of a later version.
-    #[prost(oneof = "to_server::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "to_server::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub body: Option<to_server::Body>,
 }
 
@@ -72,6 +72,9 @@ pub mod to_server {
         /// The site cannot take part in the job.
         #[prost(message, tag = "8")]
         Declined(super::Declined),
+        /// A relay's sums of updates below it.
+        #[prost(message, tag = "9")]
+        Partial(super::Partial),
     }
 }
 
@@ -79,7 +82,7 @@ pub mod to_server {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToSite {
     /// One of the messages; none when it is of a later version.
-    #[prost(oneof = "to_site::Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "to_site::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub body: Option<to_site::Body>,
 }
 
@@ -109,6 +112,9 @@ pub mod to_site {
         /// The job is over.
         #[prost(message, tag = "7")]
         EndJob(super::EndJob),
+        /// A relay is to sum updates that it holds.
+        #[prost(message, tag = "8")]
+        Collect(super::Collect),
     }
 }
 
@@ -178,6 +184,10 @@ pub struct Hello {
     /// until their round is committed.
     #[prost(message, repeated, tag = "8")]
     pub holds: Vec<Key>,
+    /// It is a relay, and the name is its own: it takes part in the job for the
+    /// sites below it, each of which has a stream of its own.
+    #[prost(bool, tag = "9")]
+    pub relay: bool,
 }
 
 /// The server's answer.
@@ -324,6 +334,10 @@ pub struct Update {
     /// Whether a tensor of the model handed out that the params lack is unchanged.
     #[prost(bool, tag = "8")]
     pub partial: bool,
+    /// The params are at the relay that passed this on, which has checked them and
+    /// sums them when it is told to; `model` is absent then.
+    #[prost(bool, tag = "9")]
+    pub at_relay: bool,
 }
 
 /// A task without a result.
@@ -450,6 +464,72 @@ pub struct Cancel {
     /// A sentence for the site's log.
     #[prost(string, tag = "2")]
     pub reason: String,
+}
+
+/// Updates that a relay holds, or that are below it, are to be summed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Collect {
+    /// The round whose updates they are summed for.
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    /// Which try to sum them it is; an earlier one is of no use any more.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// Whether they are differences.
+    #[prost(bool, tag = "3")]
+    pub diff: bool,
+    /// They, in site order.
+    #[prost(message, repeated, tag = "4")]
+    pub parts: Vec<Weighed>,
+    /// The model that was handed out, when there was one: the relay may not have
+    /// it any more.
+    #[prost(message, optional, tag = "5")]
+    pub model: Option<Object>,
+}
+
+/// An update, and how much it counts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Weighed {
+    /// It.
+    #[prost(message, optional, tag = "1")]
+    pub key: Option<Key>,
+    /// Its weight.
+    #[prost(double, tag = "2")]
+    pub weight: f64,
+}
+
+/// The answer to a [`Collect`]: sums, or why there are none.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Partial {
+    /// Of the collect.
+    #[prost(uint32, tag = "1")]
+    pub round: u32,
+    /// Of the collect.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    /// The sums, as a model file of their own kind; absent when nothing counted.
+    #[prost(message, optional, tag = "3")]
+    pub sums: Option<Object>,
+    /// Whose updates are in it, or would be.
+    #[prost(message, repeated, tag = "4")]
+    pub contributors: Vec<Key>,
+    /// Why there are none.
+    #[prost(message, optional, tag = "5")]
+    pub failure: Option<FailureMessage>,
+    /// Those without which another try may succeed.
+    #[prost(message, repeated, tag = "6")]
+    pub blame: Vec<Blame>,
+}
+
+/// A site's part in the failure of a sum.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Blame {
+    /// The site.
+    #[prost(string, tag = "1")]
+    pub site: String,
+    /// What went wrong there.
+    #[prost(message, optional, tag = "2")]
+    pub failure: Option<FailureMessage>,
 }
 
 /// A round became part of the model.

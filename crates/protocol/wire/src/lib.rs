@@ -5,7 +5,8 @@
 //! to a newer one; what cannot be understood is an error that says why.
 //!
 //! Start at [`frame`] for how messages are told apart on a stream, at
-//! [`control`] for what server and agents say, at [`bridge`] for what agent and
+//! [`control`] for what server and agents say within a job, at [`node`] for what
+//! servers and sites say about jobs, at [`logs`] for live logs, at [`bridge`] for what agent and
 //! trainer say, at [`spec`] for the job. The specification is
 //! `docs/specs/wire.md`.
 
@@ -16,7 +17,10 @@ pub mod frame;
 
 pub mod bridge;
 pub mod control;
+pub mod logs;
+pub mod node;
 pub mod options;
+pub mod relay;
 pub mod snapshot;
 pub mod spec;
 pub mod stream;

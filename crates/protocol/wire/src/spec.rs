@@ -4,6 +4,8 @@
 //! mistyped option must not be ignored in silence.
 
 pub mod filters;
+mod needs;
+mod submitted;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use firesteel_flow::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use filters::{Direction as FilterDirection, Filters, PythonFilter};
+pub use filters::{Direction as FilterDirection, FilterFile, Filters, PythonFilter};
+pub use needs::{Hierarchy, Resources};
 
 /// Why a job spec was refused: always with the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +61,8 @@ pub struct JobSpec {
     pub name: String,
     /// What decides the next step.
     pub algorithm: Algorithm,
-    /// The sites, in the order in which their updates are summed.
+    /// The sites, in the order in which their updates are summed. Empty only in a
+    /// job as it is submitted, where that means all that are connected.
     pub sites: Vec<String>,
     /// Sites needed, to start and in every round, unless the policy says more.
     pub min_clients: u32,
@@ -97,6 +101,24 @@ pub struct JobSpec {
     /// What models pass on their way.
     #[serde(default)]
     pub filters: Filters,
+    // What follows is left out where it says nothing, so that a build that does
+    // not know it reads the jobs that do without.
+    /// The environment that the sites run the script in, by the name that each of
+    /// them has given one; absent: the site's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<String>,
+    /// What every site sets aside for the job.
+    #[serde(default, skip_serializing_if = "Resources::is_none")]
+    pub resources: Resources,
+    /// Jobs with a higher one go first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// What relays may do with what passes through them.
+    #[serde(default, skip_serializing_if = "Hierarchy::is_splice")]
+    pub hierarchy: Hierarchy,
+    /// The submitter's notes; nothing is decided by them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<String, String>,
 }
 
 /// What decides the next step.
@@ -123,6 +145,9 @@ pub enum Mode {
     External,
     /// Started by a person; it attaches itself.
     Attach,
+    /// None: a task is answered at once with the model that came with it. For
+    /// measurements, and to see whether a federation works.
+    Noop,
 }
 
 /// FULL or DIFF params.
@@ -174,6 +199,12 @@ pub struct Trainer {
     /// Empty the CUDA cache with it.
     #[serde(default)]
     pub cuda_empty_cache: bool,
+    /// Seconds that it may take to report; absent: as the site has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_s: Option<f64>,
+    /// Seconds between asking it to end and ending it; absent: as the site has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_grace_s: Option<f64>,
 }
 
 /// What differs at one site.
@@ -190,6 +221,12 @@ pub struct SiteSettings {
     pub data: BTreeMap<String, String>,
     /// Further additions to the environment.
     pub env: BTreeMap<String, String>,
+    /// Another named environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Other resources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
 }
 
 /// How updates become a model.
@@ -332,6 +369,21 @@ impl Default for Policy {
     }
 }
 
+/// Whether a job may leave its sites open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Emptiness {
+    Allowed,
+    Refused,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(value: &i32) -> bool {
+    *value == 0
+}
+
 fn two() -> u32 {
     2
 }
@@ -359,7 +411,7 @@ impl JobSpec {
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
         check_length(json.len())?;
         let spec: Self = read(json)?;
-        spec.check()?;
+        spec.check(Emptiness::Refused)?;
         // What travels has the defaults filled in.
         check_length(spec.to_json().len())?;
         Ok(spec)
@@ -437,7 +489,7 @@ impl JobSpec {
         }
     }
 
-    fn check(&self) -> Result<(), SpecError> {
+    fn check(&self, no_sites: Emptiness) -> Result<(), SpecError> {
         if self.version != 1 {
             return Err(SpecError::new(
                 "version",
@@ -447,9 +499,10 @@ impl JobSpec {
         }
         firesteel_base::JobId::new(&self.name)
             .map_err(|error| SpecError::new("name", error.to_string()))?;
-        self.check_sites()?;
+        self.check_sites(no_sites)?;
         self.check_policy()?;
         self.check_aggregation()?;
+        self.check_needs()?;
         let Algorithm::Fedavg {
             num_rounds,
             start_round,
@@ -463,7 +516,7 @@ impl JobSpec {
                 "plus num_rounds is beyond 4294967295",
             ));
         }
-        if self.trainer.script.is_empty() {
+        if self.trainer.script.is_empty() && self.trainer.mode != Mode::Noop {
             return Err(SpecError::new(
                 "train_script",
                 "is empty, expected the path of the training script",
@@ -524,8 +577,8 @@ impl JobSpec {
             )
             .hint("give the recipe `model=` or `initial_ckpt=`, or use FULL"));
         }
-        self.filters
-            .check(&self.sites, Some(self.trainer.transfer))?;
+        let sites = Some(self.sites.as_slice()).filter(|sites| !sites.is_empty());
+        self.filters.check(sites, Some(self.trainer.transfer))?;
         for kind in &self.tracking {
             if kind != "tensorboard" {
                 return Err(SpecError::new(
@@ -537,9 +590,9 @@ impl JobSpec {
         Ok(())
     }
 
-    fn check_sites(&self) -> Result<(), SpecError> {
+    fn check_sites(&self, none: Emptiness) -> Result<(), SpecError> {
         let count = self.sites.len();
-        if count == 0 {
+        if count == 0 && none == Emptiness::Refused {
             return Err(
                 SpecError::new("sites", "is empty, expected at least one site")
                     .hint("give the environment `num_clients=` or `clients=`"),
@@ -559,6 +612,11 @@ impl JobSpec {
             }
         }
         let known = |field: &str, name: &String| {
+            if count == 0 {
+                // Which sites there are is not known yet.
+                let named = SiteName::new(name).map(drop);
+                return named.map_err(|error| SpecError::new(field, error.to_string()));
+            }
             if seen.contains(name) {
                 return Ok(());
             }
@@ -591,7 +649,7 @@ impl JobSpec {
         let quorum = |field: &str, value: u32| {
             if value == 0 {
                 Err(SpecError::new(field, "is 0, expected at least 1"))
-            } else if value as usize > count {
+            } else if count > 0 && value as usize > count {
                 Err(
                     SpecError::new(field, format!("is {value}, but the job has {count} sites"))
                         .hint(format!("use at most {count}, or add sites")),
@@ -617,6 +675,8 @@ impl JobSpec {
         seconds("policy.round_deadline", policy.round_s, false)?;
         seconds("policy.task_deadline", policy.task_s, false)?;
         seconds("policy.grace", policy.grace_s, true)?;
+        seconds("launch_timeout", self.trainer.start_s, false)?;
+        seconds("shutdown_timeout", self.trainer.stop_grace_s, true)?;
         if policy.max_failures == 0 {
             return Err(SpecError::new(
                 "policy.max_failures",
@@ -661,6 +721,17 @@ impl JobSpec {
                     format!("{pattern:?} is not a regular expression: {error}"),
                 )
             })?;
+        }
+        if self.hierarchy == Hierarchy::Aggregate && aggregation.method != Method::Mean {
+            let median = aggregation.method == Method::Median;
+            return Err(SpecError::new(
+                "hierarchy",
+                format!(
+                    "is aggregate, but the {} needs every update at the server",
+                    if median { "median" } else { "trimmed mean" }
+                ),
+            )
+            .hint("use the hierarchy splice or cache, or the mean"));
         }
         // Each pattern is good by itself; all of them together may still be too much.
         regex::RegexSet::new(&aggregation.exclude)
@@ -838,11 +909,66 @@ mod tests {
                 Box::new(|v| v["tracking"] = json!(["wandb"])),
             ),
             ("`keep_models`", Box::new(|v| v["keep_models"] = json!(0))),
+            ("`env`", Box::new(|v| v["env"] = json!("../torch"))),
+            (
+                "`resources.gpus`",
+                Box::new(|v| v["resources"] = json!({"gpus": -1})),
+            ),
+            (
+                "`resources.gpu`",
+                Box::new(|v| v["resources"] = json!({"gpu": 1})),
+            ),
+            (
+                "`resources.mem_per_gpu_gib`",
+                Box::new(|v| v["resources"] = json!({"mem_per_gpu_gib": 8})),
+            ),
+            (
+                "`resources.custom`",
+                Box::new(|v| v["resources"] = json!({"custom": {"a b": 1}})),
+            ),
+            (
+                "`site_config.site-1.resources.mem_per_gpu_gib`",
+                Box::new(|v| v["site"] = json!({"site-1": {"resources": {"mem_per_gpu_gib": 8}}})),
+            ),
+            (
+                "`site_config.site-1.environment`",
+                Box::new(|v| v["site"] = json!({"site-1": {"environment": ""}})),
+            ),
+            (
+                "`priority`",
+                Box::new(|v| v["priority"] = json!(1_u64 << 40)),
+            ),
+            ("`hierarchy`", Box::new(|v| v["hierarchy"] = json!("sum"))),
+            (
+                "`hierarchy`",
+                Box::new(|v| {
+                    v["hierarchy"] = json!("aggregate");
+                    v["aggregation"] = json!({"method": "median"});
+                }),
+            ),
+            ("`meta`", Box::new(|v| v["meta"] = json!({"": "x"}))),
+            (
+                "`meta.note`",
+                Box::new(|v| v["meta"] = json!({"note": "x".repeat(limits::META_NOTE + 1)})),
+            ),
+            (
+                "`launch_timeout`",
+                Box::new(|v| v["trainer"]["start_s"] = json!(0.0)),
+            ),
         ];
         for (field, change) in cases {
             let error = refused(change);
             assert!(error.contains(field), "expected {field} in: {error}");
         }
+    }
+
+    #[test]
+    fn a_job_without_trainers_needs_no_script() {
+        let mut value = job();
+        value["trainer"] = json!({"script": "", "mode": "noop"});
+        let spec = JobSpec::parse(value.to_string().as_bytes()).unwrap();
+        assert_eq!(spec.trainer.mode, Mode::Noop);
+        JobSpec::parse_submitted(value.to_string().as_bytes()).unwrap();
     }
 
     #[test]

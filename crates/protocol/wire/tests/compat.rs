@@ -18,6 +18,7 @@ use firesteel_flow::{ModelHandle, ModelRole};
 use firesteel_wire::bridge::{self, FromAgent, FromTrainer, from_agent, from_trainer};
 use firesteel_wire::control::*;
 use firesteel_wire::frame;
+use firesteel_wire::node;
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
 use firesteel_wire::spec::JobSpec;
 use firesteel_wire::stream;
@@ -139,6 +140,7 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
                 meta: r#"{"NUM_STEPS_CURRENT_ROUND":12}"#.into(),
                 train_seconds: 1.25,
                 partial: false,
+                at_relay: false,
             }),
         ),
         (
@@ -213,6 +215,35 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
                 ))),
             }),
         ),
+        (
+            "partial",
+            Body::Partial(Partial {
+                round: 300,
+                attempt: 2,
+                sums: Some(Object {
+                    inline: None,
+                    id: 7,
+                    length: 1 << 33,
+                    ..Object::default()
+                }),
+                contributors: vec![key()],
+                failure: None,
+                blame: Vec::new(),
+            }),
+        ),
+        (
+            "partial-failed",
+            Body::Partial(Partial {
+                round: 300,
+                attempt: 2,
+                failure: Some(FailureMessage::from(&failure)),
+                blame: vec![Blame {
+                    site: "site-1".into(),
+                    failure: Some(FailureMessage::from(&failure)),
+                }],
+                ..Partial::default()
+            }),
+        ),
     ];
     // A body that is added is missing here until it has its bytes.
     for (_, body) in &bodies {
@@ -224,7 +255,8 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
             | Body::TaskFailed(_)
             | Body::Metric(_)
             | Body::Declined(_)
-            | Body::Stopped(_) => {}
+            | Body::Stopped(_)
+            | Body::Partial(_) => {}
         }
     }
     bodies
@@ -321,6 +353,24 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                 abort: true,
             }),
         ),
+        (
+            "collect",
+            Body::Collect(Collect {
+                round: 300,
+                attempt: 2,
+                diff: true,
+                parts: vec![Weighed {
+                    key: Some(key()),
+                    weight: 0.5,
+                }],
+                model: Some(Object {
+                    inline: None,
+                    id: 7,
+                    length: 1 << 33,
+                    ..Object::default()
+                }),
+            }),
+        ),
     ];
     for (_, body) in &bodies {
         match body {
@@ -330,7 +380,8 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
             | Body::Assign(_)
             | Body::Cancel(_)
             | Body::RoundCommitted(_)
-            | Body::EndJob(_) => {}
+            | Body::EndJob(_)
+            | Body::Collect(_) => {}
         }
     }
     bodies
@@ -587,6 +638,165 @@ fn streams_between_sites_of_version_1_have_these_bytes() {
         expect_file!["../testdata/stream-v1-answer.txt"],
         include_str!("../testdata/stream-v1-answer.txt"),
         &[("found", answer(found)), ("refused", answer(refused))],
+    );
+}
+
+fn to_server_of_a_node() -> Vec<(&'static str, node::ToServer)> {
+    use node::to_server::Body;
+    let bodies = vec![
+        (
+            "hello",
+            Body::Hello(node::Hello {
+                protocol_min: 1,
+                protocol_max: 2,
+                features: vec!["logs".into()],
+                build: "0.1.0".into(),
+                name: "site-1".into(),
+                instance: u64::MAX,
+                facts: Bytes::from_static(b"{}"),
+                jobs: vec![node::InHand {
+                    job: "j1".into(),
+                    stage: node::Stage::Running.into(),
+                }],
+            }),
+        ),
+        (
+            "ready",
+            Body::Ready(node::Ready {
+                job: "j1".into(),
+                attempt: 300,
+            }),
+        ),
+        (
+            "declined",
+            Body::Declined(node::Declined {
+                job: "j1".into(),
+                attempt: 1,
+                code: "data_missing".into(),
+                reason: "no data".into(),
+                hint: "name it".into(),
+            }),
+        ),
+        (
+            "ended",
+            Body::Ended(node::Ended {
+                job: "j1".into(),
+                error: "no space".into(),
+            }),
+        ),
+        (
+            "answer",
+            Body::Answer(node::Answer {
+                id: 300,
+                body: Bytes::from_static(b"[]"),
+                error: true,
+            }),
+        ),
+        (
+            "facts",
+            Body::Facts(node::Facts {
+                facts: Bytes::from_static(b"{}"),
+            }),
+        ),
+        ("started", Body::Started(node::Started { job: "j1".into() })),
+    ];
+    bodies
+        .into_iter()
+        .map(|(name, body)| (name, node::ToServer { body: Some(body) }))
+        .collect()
+}
+
+fn to_node() -> Vec<(&'static str, node::ToNode)> {
+    use node::to_node::Body;
+    let bodies = vec![
+        (
+            "welcome",
+            Body::Welcome(node::Welcome {
+                protocol: 1,
+                build: "0.1.0".into(),
+                instance: 7,
+                clock: 1_700_000_000_000_000,
+            }),
+        ),
+        (
+            "refused",
+            Body::Refused(node::Refused {
+                reason: "no".into(),
+                retry: true,
+            }),
+        ),
+        (
+            "deploy",
+            Body::Deploy(node::Deploy {
+                job: "j1".into(),
+                attempt: 2,
+                name: "digits".into(),
+                bundle_length: 1 << 40,
+                bundle_sha256: Bytes::from_static(&[7; 32]),
+                resources: Bytes::from_static(b"{}"),
+                sites: vec!["site-1".into(), "site-2".into()],
+            }),
+        ),
+        ("start", Body::Start(node::Start { job: "j1".into() })),
+        (
+            "stop",
+            Body::Stop(node::Stop {
+                job: "j1".into(),
+                reason: "aborted".into(),
+                forget: true,
+            }),
+        ),
+        (
+            "ask",
+            Body::Ask(node::Ask {
+                id: 3,
+                request: Bytes::from_static(b"{}"),
+                name: "admin@example.org".into(),
+                organization: "example".into(),
+                role: "lead".into(),
+            }),
+        ),
+    ];
+    bodies
+        .into_iter()
+        .map(|(name, body)| (name, node::ToNode { body: Some(body) }))
+        .collect()
+}
+
+#[test]
+fn messages_about_whole_jobs_of_version_1_have_these_bytes() {
+    check(
+        expect_file!["../testdata/node-v1-to-server.txt"],
+        include_str!("../testdata/node-v1-to-server.txt"),
+        &to_server_of_a_node(),
+    );
+    check(
+        expect_file!["../testdata/node-v1-to-node.txt"],
+        include_str!("../testdata/node-v1-to-node.txt"),
+        &to_node(),
+    );
+    check(
+        expect_file!["../testdata/node-v1-bundle-wanted.txt"],
+        include_str!("../testdata/node-v1-bundle-wanted.txt"),
+        &[(
+            "wanted",
+            node::BundleWanted {
+                job: "j1".into(),
+                offset: 1 << 33,
+            },
+        )],
+    );
+    check(
+        expect_file!["../testdata/node-v1-bundle-is.txt"],
+        include_str!("../testdata/node-v1-bundle-is.txt"),
+        &[(
+            "is",
+            node::BundleIs {
+                length: 1 << 33,
+                sha256: Bytes::from_static(&[7; 32]),
+                refused: "gone".into(),
+            },
+        )],
     );
 }
 

@@ -38,6 +38,7 @@ use tokio::task::JoinHandle;
 
 use crate::arriving::{Arrival, Arriving};
 use crate::held::{self, Held};
+use crate::local::Local;
 use crate::reach::{Reach, Reached, Reaching};
 use crate::shared::SharedSpec;
 use crate::slots::{Slot, Slots};
@@ -47,6 +48,10 @@ use crate::welcome::{self, Facts};
 
 /// Numbers that trainers logged and that wait for the server; more are dropped.
 const UNSAID: usize = 1024;
+
+/// Between asking a trainer to end and ending it, at the most, when its job is
+/// aborted: whoever aborts one is told within 10 s that nothing of it is left.
+const ABORT_GRACE: Duration = Duration::from_secs(5);
 
 /// How a site's trainers come about.
 #[derive(Clone)]
@@ -103,6 +108,8 @@ pub struct AgentParts {
     pub state_dir: PathBuf,
     /// The directory its trainers run in.
     pub cwd: PathBuf,
+    /// What the site has of its own for the job.
+    pub local: Local,
     /// Who writes the logs.
     pub logger: Logger,
     /// How long things may take.
@@ -151,16 +158,16 @@ pub enum AgentError {
 
 /// A site's agent, for one job.
 pub struct Agent {
-    parts: AgentParts,
+    pub(crate) parts: AgentParts,
     /// None while there is no connection.
     writer: Option<Writer>,
     epoch: u64,
     /// The filters of updates on their way out.
-    out: Chain,
+    pub(crate) out: Chain,
     job: String,
-    spec: SharedSpec,
+    pub(crate) spec: SharedSpec,
     seed: u64,
-    task: Option<Task>,
+    pub(crate) task: Option<Task>,
     trainer: Option<Trainer>,
     slot: Option<Slot>,
     /// Results, held until their rounds are committed.
@@ -177,16 +184,16 @@ pub struct Agent {
 }
 
 /// The task in hand.
-struct Task {
-    key: TaskKey,
-    assign: Assign,
+pub(crate) struct Task {
+    pub(crate) key: TaskKey,
+    pub(crate) assign: Assign,
     /// Its model, when it is none of the message's: held from here on, for it may
     /// wait longer for a worker than the server keeps it.
-    model: Option<ModelObject>,
+    pub(crate) model: Option<ModelObject>,
     /// It is on its way.
-    arriving: Option<Arriving>,
+    pub(crate) arriving: Option<Arriving>,
     state: TaskState,
-    delivered: Option<Instant>,
+    pub(crate) delivered: Option<Instant>,
 }
 
 /// The job's end.
@@ -218,8 +225,19 @@ impl Agent {
                 // What was done for another server process does not count for this one.
                 held.begin(reached.epoch);
             }
-            let spec = SharedSpec::parse(&reached.start.spec)?;
-            if let Launch::Later(later) = &parts.launch {
+            let mut spec = SharedSpec::parse(&reached.start.spec)?;
+            if let Some(code) = &parts.local.code {
+                spec = spec.rooted(code);
+            }
+            if let Some(start) = spec.trainer.start_s {
+                parts.durations.trainer_start = seconds(start);
+            }
+            if let Some(grace) = spec.trainer.stop_grace_s {
+                parts.durations.stop_grace = seconds(grace);
+            }
+            if let Launch::Later(later) = &parts.launch
+                && spec.trainer.mode != Mode::Noop
+            {
                 let later = Arc::clone(later);
                 parts.launch = later.launch(&spec).await.map_err(AgentError::Launch)?;
             }
@@ -242,7 +260,7 @@ impl Agent {
                 .then(&parts.filters.chain(FilterDirection::Result, &parts.site));
             let mut agent = Self {
                 out,
-                script: welcome::script(&spec, &parts.site),
+                script: spec.script_at(parts.site.as_str()).to_owned(),
                 parts,
                 writer: Some(writer),
                 epoch,
@@ -320,7 +338,9 @@ impl Agent {
         reader: Reader,
         reach: Reach,
     ) -> Result<Option<(Reach, Reached)>, AgentError> {
-        if let Launch::Attached(path) = &self.parts.launch {
+        if let Launch::Attached(path) = &self.parts.launch
+            && !self.is_noop()
+        {
             let path = path.clone();
             self.expect_attached(&path);
         }
@@ -356,6 +376,7 @@ impl Agent {
             let wants_slot = self.slot.is_none()
                 && self.trainer.is_none()
                 && self.task.is_some()
+                && !self.is_noop()
                 && matches!(self.parts.launch, Launch::Supervised(_));
             let limit = self.trainer.as_ref().and_then(|trainer| trainer.limit);
             let slots = self.parts.slots.clone();
@@ -438,7 +459,7 @@ impl Agent {
 
     /// Says something. Without a connection, what is state is told by
     /// [`Agent::again`], and what trainers logged waits for it.
-    async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {
+    pub(crate) async fn say(&mut self, body: to_server::Body) -> Result<(), AgentError> {
         let Some(writer) = &mut self.writer else {
             if matches!(body, to_server::Body::Metric(_)) && self.unsaid.len() < UNSAID {
                 self.unsaid.push_back(body);
@@ -591,7 +612,10 @@ impl Agent {
     }
 
     async fn on_end(&mut self, reason: String, abort: bool) -> Result<(), AgentError> {
-        let grace = self.parts.durations.stop_grace;
+        let mut grace = self.parts.durations.stop_grace;
+        if abort {
+            grace = grace.min(ABORT_GRACE);
+        }
         let working = self
             .task
             .take()
@@ -675,6 +699,7 @@ impl Agent {
         let settings = self.spec.settings(&self.parts.site);
         let mut env = self.spec.trainer.env.clone();
         env.extend(settings.env);
+        env.extend(self.parts.local.env.clone());
         if let Some(gpus) = gpus {
             env.insert("CUDA_VISIBLE_DEVICES".into(), gpus.to_owned());
         }
@@ -688,7 +713,7 @@ impl Agent {
                 let command = settings
                     .command
                     .unwrap_or_else(|| self.spec.trainer.command.clone());
-                let mut argv = command;
+                let mut argv = self.parts.local.command(command);
                 argv.push(self.script.clone());
                 argv.extend(args);
                 TrainerSpec::External(ExternalSpec {
@@ -765,6 +790,7 @@ impl Agent {
             job: &self.job,
             site: &self.parts.site,
             outbox: &self.parts.outbox,
+            data: self.parts.local.data.as_ref(),
             streams: self.parts.streams.is_some(),
             state_file: state.as_deref(),
             seed: self.spec.seed.map(|_| self.seed),
@@ -1008,6 +1034,9 @@ impl Agent {
 
     /// Hands the task to the trainer when both are there.
     async fn deliver(&mut self) -> Result<(), AgentError> {
+        if self.is_noop() {
+            return self.answer_at_once().await;
+        }
         let per_task = self.parts.per_task || !self.spec.trainer.launch_once;
         let grace = self.parts.durations.stop_grace;
         let Some(trainer) = &mut self.trainer else {
@@ -1047,6 +1076,12 @@ impl Agent {
                 return Ok(());
             }
         };
+        if let Some(object) = &task.assign.model
+            && let Ok(outbox) = Outbox::create(&self.parts.outbox)
+        {
+            // The result will be about as long as the model.
+            self.parts.objects.lend(&outbox, object.length);
+        }
         let work = Work {
             name: task.assign.task.clone(),
             round: task.key.round,
@@ -1165,7 +1200,7 @@ impl Agent {
     }
 
     /// Holds a result until its round is committed.
-    fn hold(&mut self, key: TaskKey, update: Update, object: Option<ModelObject>) {
+    pub(crate) fn hold(&mut self, key: TaskKey, update: Update, object: Option<ModelObject>) {
         if self.parts.instance == 0 {
             // Nobody will ask again: the params alone are kept for the server, and
             // those of one round at a time.
@@ -1290,13 +1325,14 @@ impl Agent {
             meta: result.meta,
             train_seconds: task.delivered.map_or(0.0, |at| at.elapsed().as_secs_f64()),
             partial: result.partial,
+            at_relay: false,
         };
         Ok((update, offered))
     }
 
     /// Runs an update through the filters of its way out: once, for what is sent
     /// again is the same file.
-    fn filtering(&self, model: ModelObject, key: TaskKey, diff: bool) -> Filtering {
+    pub(crate) fn filtering(&self, model: ModelObject, key: TaskKey, diff: bool) -> Filtering {
         let (objects, chain, residual) = (
             self.parts.objects.clone(),
             self.out.clone(),
@@ -1337,7 +1373,7 @@ impl Agent {
     }
 
     /// Ends the task without a result.
-    async fn fail(&mut self, mut failure: Failure) -> Result<(), AgentError> {
+    pub(crate) async fn fail(&mut self, mut failure: Failure) -> Result<(), AgentError> {
         failure.hint = failure.hint.replace("<site>", self.parts.site.as_str());
         let Some(task) = self.task.take() else {
             return Ok(());
@@ -1354,7 +1390,7 @@ impl Agent {
         self.say(to_server::Body::TaskFailed(failed)).await
     }
 
-    async fn progress(&mut self, state: TaskState) -> Result<(), AgentError> {
+    pub(crate) async fn progress(&mut self, state: TaskState) -> Result<(), AgentError> {
         let Some(task) = &mut self.task else {
             return Ok(());
         };
@@ -1457,10 +1493,10 @@ impl Agent {
 }
 
 /// Filters at work, on a thread of their own.
-type Filtering = JoinHandle<Result<ModelObject, filter::FilterError>>;
+pub(crate) type Filtering = JoinHandle<Result<ModelObject, filter::FilterError>>;
 
 /// What came of it.
-async fn filtered(filtering: Filtering) -> Result<ModelObject, Failure> {
+pub(crate) async fn filtered(filtering: Filtering) -> Result<ModelObject, Failure> {
     match filtering.await {
         Ok(encoded) => encoded.map_err(|error| error.failure(Phase::Send)),
         Err(_) => Err(Failure::new(
@@ -1482,11 +1518,12 @@ fn hello(parts: &AgentParts, epoch: u64, holds: Vec<Key>) -> Hello {
         instance: parts.instance,
         lease_epoch: epoch,
         holds,
+        relay: false,
     }
 }
 
 /// The name under which a result is offered.
-fn offer_of(key: &TaskKey) -> Offer {
+pub(crate) fn offer_of(key: &TaskKey) -> Offer {
     Offer::Update {
         round: key.round.0,
         attempt: key.attempt.0,
@@ -1564,6 +1601,11 @@ fn source(held: Option<&ModelObject>, object: Option<&Object>) -> Result<ModelSo
         Ok(None) => Ok(ModelSource::Inline(Bytes::copy_from_slice(model.bytes()))),
         Err(error) => Err(failed(sentence(&error))),
     }
+}
+
+/// A checked number of seconds.
+fn seconds(number: f64) -> Duration {
+    Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
 }
 
 /// A failure for the log: its sentence, what to do, and the traceback below.

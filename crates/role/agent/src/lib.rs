@@ -13,6 +13,8 @@
 mod agent;
 mod arriving;
 mod held;
+mod local;
+mod noop;
 mod reach;
 mod shared;
 mod slots;
@@ -21,4 +23,5 @@ mod verdict;
 mod welcome;
 
 pub use agent::{Agent, AgentError, AgentParts, Launch, Launcher, Launching};
+pub use local::Local;
 pub use slots::{Slot, Slots};

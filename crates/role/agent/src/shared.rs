@@ -2,6 +2,7 @@
 //! thousand of them, and the spec names every site.
 
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -33,6 +34,15 @@ impl SharedSpec {
         });
         *last = Arc::downgrade(&read);
         Ok(Self(read))
+    }
+
+    /// The same job with its files in this folder.
+    pub(crate) fn rooted(&self, code: &Path) -> Self {
+        let spec = self.0.spec.clone().rooted(&code.to_string_lossy());
+        Self(Arc::new(Read {
+            text: Bytes::new(),
+            spec,
+        }))
     }
 }
 

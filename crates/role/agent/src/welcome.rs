@@ -16,6 +16,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) job: &'a str,
     pub(crate) site: &'a SiteName,
     pub(crate) outbox: &'a Path,
+    /// What the names of data mean here, instead of what the spec says.
+    pub(crate) data: Option<&'a BTreeMap<String, String>>,
     /// Whether the trainer may offer and fetch streams.
     pub(crate) streams: bool,
     pub(crate) state_file: Option<&'a Path>,
@@ -37,13 +39,6 @@ pub(crate) fn args(spec: &JobSpec, site: &SiteName) -> Vec<String> {
         .unwrap_or_else(|| spec.trainer.args.clone())
 }
 
-/// The script at this site.
-pub(crate) fn script(spec: &JobSpec, site: &SiteName) -> String {
-    spec.settings(site)
-        .script
-        .unwrap_or_else(|| spec.trainer.script.clone())
-}
-
 pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {
     let trainer = &spec.trainer;
     let transfer = match trainer.transfer {
@@ -58,7 +53,7 @@ pub(crate) fn json(spec: &JobSpec, facts: &Facts<'_>) -> String {
         "framework": trainer.framework,
         "exchange_format": trainer.exchange,
         "params_transfer_type": transfer,
-        "data": data(spec, facts.site),
+        "data": facts.data.cloned().unwrap_or_else(|| data(spec, facts.site)),
         "args": args(spec, facts.site),
         "outbox": facts.outbox,
         "streams": facts.streams,

@@ -13,8 +13,8 @@ use firesteel_carry::filter::{self, Encoding};
 use firesteel_carry::{Carrier, CarryError, Connection, Fetched, Offer, Order, Progress, Way};
 use firesteel_codec::{Chain, Kind};
 use firesteel_flow::{
-    Action, Assignment, Event, FedAvg, FoldKey, ModelHandle, ModelRole, Outcome, ParamsType,
-    Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
+    Action, Assignment, Event, FedAvg, FoldKey, FoldRequest, ModelHandle, ModelRole, Outcome,
+    ParamsType, Restore, RoundRecord, Status, TaskStage, UpdateInfo, Workflow,
 };
 use firesteel_store::{
     KeptModels, ModelObject, ObjectId, Objects, PartName, RunDir, Snapshots, Spool, StoreError,
@@ -24,7 +24,7 @@ use firesteel_wire::control::{
     to_server, to_site,
 };
 use firesteel_wire::snapshot::{JobSnapshot, KeptModel};
-use firesteel_wire::spec::{FilterDirection, JobSpec, Method};
+use firesteel_wire::spec::{FilterDirection, Hierarchy, JobSpec, Method};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -32,6 +32,7 @@ use crate::fetches::Fetches;
 use crate::fold::{self, Folding, Held, Refolded};
 use crate::link::{self, Inbound, Link, Reception, Told};
 use crate::presence::{Presence, Welcomed};
+use crate::relays::{self, Part, Relays, Summed};
 use crate::report::JobReport;
 use crate::watch::Watch;
 
@@ -111,7 +112,7 @@ impl Hint for JobError {
 }
 
 /// What comes back from work that was done beside the loop.
-enum Done {
+pub(crate) enum Done {
     Encoded {
         assignment: Assignment,
         object: ModelObject,
@@ -129,26 +130,41 @@ enum Done {
         object: Option<Held>,
         result: Result<(), Failure>,
     },
+    Summed {
+        key: FoldKey,
+        relay: SiteName,
+        result: Box<Result<Summed, Failure>>,
+    },
     Folded {
         key: FoldKey,
         result: Box<Refolded>,
     },
 }
 
+/// What comes in while a job is driven, beside what its sites say.
+struct Inputs {
+    connections: mpsc::Receiver<Connection>,
+    abort: watch::Receiver<Option<String>>,
+    gone: mpsc::Receiver<(SiteName, Failure)>,
+}
+
 /// A job that is being driven.
 pub struct Job {
-    parts: JobParts,
+    pub(crate) parts: JobParts,
     flow: FedAvg,
     kept: KeptModels,
     snapshots: Snapshots,
     sites: Vec<SiteName>,
-    index: HashMap<SiteName, usize>,
+    pub(crate) index: HashMap<SiteName, usize>,
+    pub(crate) relays: Relays,
+    /// Where connections of sites below relays come from, until the door has it.
+    below: Option<mpsc::Receiver<Connection>>,
     links: Vec<Option<Link>>,
     carriers: Vec<Arc<dyn Carrier>>,
     presence: Presence,
     fetches: Fetches,
     /// How updates are checked and summed.
-    options: Options,
+    pub(crate) options: Options,
     /// Models in the form in which they travel, by the filters that made it.
     encoded: HashMap<ModelHandle, HashMap<String, ModelObject>>,
     /// What filters lost, to be added the next time.
@@ -156,12 +172,12 @@ pub struct Job {
     /// Tasks whose model is being filtered.
     encoding: HashSet<TaskKey>,
     /// The sites to which a model is offered, to be told when it is not any more.
-    offered: HashMap<ModelHandle, Vec<usize>>,
+    pub(crate) offered: HashMap<ModelHandle, Vec<usize>>,
     /// Whether somebody may still connect.
     open: bool,
     /// Sites that are not here and that the workflow does not wait for.
     given_up: HashSet<usize>,
-    models: HashMap<ModelHandle, Held>,
+    pub(crate) models: HashMap<ModelHandle, Held>,
     saved: HashMap<ModelRole, KeptModel>,
     next_handle: u64,
     /// The initial model, whose dtypes trainers see while the server's copy is
@@ -178,7 +194,7 @@ pub struct Job {
     committed: Option<Round>,
     /// Until when sites that were there before a restart may come back.
     awaited_until: Option<Instant>,
-    done: mpsc::Sender<Done>,
+    pub(crate) done: mpsc::Sender<Done>,
     status: watch::Sender<Option<Status>>,
     status_told: Instant,
     /// Why the job is being ended by the server itself.
@@ -205,9 +221,32 @@ impl Job {
         abort: watch::Receiver<Option<String>>,
         status: watch::Sender<Option<Status>>,
     ) -> Result<JobReport, JobError> {
+        let (_, gone) = mpsc::channel(1);
+        Self::run_without(parts, resume, connections, abort, status, gone).await
+    }
+
+    /// The same where somebody knows better than connections do which sites take
+    /// no (further) part: each that `gone` names is not waited for, until it
+    /// connects all the same.
+    ///
+    /// # Errors
+    /// [`JobError`] when it cannot even start.
+    pub async fn run_without(
+        parts: JobParts,
+        resume: bool,
+        connections: mpsc::Receiver<Connection>,
+        abort: watch::Receiver<Option<String>>,
+        status: watch::Sender<Option<Status>>,
+        gone: mpsc::Receiver<(SiteName, Failure)>,
+    ) -> Result<JobReport, JobError> {
         let (done, finished) = mpsc::channel(64);
         let (mut job, first) = Self::prepare(parts, resume, done, status)?;
-        job.main(first, connections, abort, finished).await;
+        let inputs = Inputs {
+            connections,
+            abort,
+            gone,
+        };
+        job.main(first, inputs, finished).await;
         let outcome = job.ended.take().unwrap_or(Outcome::Aborted {
             reason: "the server stopped".to_owned(),
         });
@@ -346,7 +385,10 @@ impl Job {
             .into_iter()
             .chain(models.keys().copied())
             .max();
+        let (relays, below) = Relays::new();
         let job = Self {
+            relays,
+            below: Some(below),
             next_handle: last.map_or(1, |handle| handle.0 + (1 << 20)),
             index: sites.iter().cloned().zip(0..).collect(),
             links: sites.iter().map(|_| None).collect(),
@@ -385,16 +427,16 @@ impl Job {
         Ok((job, first))
     }
 
-    async fn main(
-        &mut self,
-        first: Event,
-        connections: mpsc::Receiver<Connection>,
-        mut abort: watch::Receiver<Option<String>>,
-        mut finished: mpsc::Receiver<Done>,
-    ) {
+    async fn main(&mut self, first: Event, inputs: Inputs, mut finished: mpsc::Receiver<Done>) {
+        let Inputs {
+            connections,
+            mut abort,
+            mut gone,
+        } = inputs;
         let (inbox, mut inbound) = mpsc::channel(INBOX);
         let reception = Arc::new(Reception {
             sites: self.index.clone(),
+            relays: self.parts.spec.hierarchy == Hierarchy::Aggregate,
             start: StartJob {
                 job: self.parts.id.as_str().to_owned(),
                 spec: Bytes::from(self.parts.spec.to_json()),
@@ -414,7 +456,7 @@ impl Job {
         });
         self.feed(first);
         let mut abort_open = true;
-        let mut door = Door::new(connections, reception, inbox);
+        let mut door = Door::new((connections, self.below.take()), reception, inbox);
         let mut display = Instant::now() + self.parts.watch.interval();
         while self.ended.is_none() {
             let wake = self.wakeup(display);
@@ -422,6 +464,7 @@ impl Job {
                 Some(said) = inbound.recv() => self.on_inbound(said),
                 () = door.tend() => self.open = door.open,
                 Some(done) = finished.recv() => self.on_done(done),
+                Some((site, why)) = gone.recv() => self.on_gone(&site, why),
                 changed = abort.changed(), if abort_open => {
                     abort_open = changed.is_ok();
                     let reason = abort.borrow_and_update().clone();
@@ -440,6 +483,7 @@ impl Job {
                 }
                 self.parts.watch.tick();
                 self.end_leases(now);
+                self.end_relay_leases(now, self.parts.durations.lease);
                 if self.awaited_until.take_if(|until| *until <= now).is_some() {
                     self.give_up_absent(
                         FailureCode::Disconnected,
@@ -448,7 +492,10 @@ impl Job {
                 }
                 // Nobody can dial any more, and nobody is about to join: who is
                 // not here will not come.
-                if !self.open && inbound.is_empty() && door.serving.len() == self.connected() {
+                if !self.open
+                    && inbound.is_empty()
+                    && door.serving.len() == self.connected() + self.relays.connected()
+                {
                     self.give_up_absent(
                         FailureCode::Internal,
                         "is not connected, and cannot connect any more",
@@ -457,7 +504,24 @@ impl Job {
             }
         }
         self.fetches.give_up_all();
-        self.farewell(&mut inbound, &mut door).await;
+        self.farewell(&mut inbound, &mut door, &mut gone).await;
+    }
+
+    /// Somebody knows that a site takes no part, whatever its connection says.
+    fn on_gone(&mut self, site: &SiteName, why: Failure) {
+        let Some(&index) = self.index.get(site) else {
+            return;
+        };
+        if let Some(link) = self.link(index).take() {
+            link.cut();
+        }
+        self.presence.leaving(index);
+        self.given_up.insert(index);
+        self.fetches.give_up_site(site);
+        self.feed(Event::SiteLeft {
+            site: site.clone(),
+            failure: why,
+        });
     }
 
     /// Sites that did not come back in time are not waited for any longer.
@@ -516,7 +580,12 @@ impl Job {
     }
 
     /// Tells every site that it is over and waits until each has stopped.
-    async fn farewell(&mut self, inbound: &mut mpsc::Receiver<Inbound>, door: &mut Door) {
+    async fn farewell(
+        &mut self,
+        inbound: &mut mpsc::Receiver<Inbound>,
+        door: &mut Door,
+        gone: &mut mpsc::Receiver<(SiteName, Failure)>,
+    ) {
         let outcome = self.ended.clone();
         let over = matches!(
             outcome,
@@ -536,6 +605,7 @@ impl Job {
             let away = self.presence.all_away();
             waited_for.extend(away.into_iter().map(|site| (site, 0)));
         }
+        self.relays.tell(&end());
         for (site, link) in self.links.iter_mut().enumerate() {
             if let Some(link) = link.take()
                 && link.tell(end()) == Told::Yes
@@ -550,6 +620,12 @@ impl Job {
                 let said = tokio::select! {
                     said = inbound.recv() => said,
                     () = door.tend() => continue,
+                    Some((site, _)) = gone.recv() => {
+                        if let Some(site) = self.index.get(&site) {
+                            waited_for.remove(site);
+                        }
+                        continue;
+                    }
                 };
                 match said {
                     Some(
@@ -580,7 +656,8 @@ impl Job {
                             waited_for.insert(site, link.connection);
                         }
                     }
-                    Some(Inbound::Said { .. } | Inbound::Turned { .. }) => {}
+                    Some(Inbound::Said { .. } | Inbound::Turned { .. } | Inbound::Relay { .. }) => {
+                    }
                     None => break,
                 }
             }
@@ -598,6 +675,7 @@ impl Job {
                 names.join(", "),
             ));
         }
+        self.relays.dismiss();
     }
 
     fn now(&self) -> Time {
@@ -614,7 +692,7 @@ impl Job {
 
     /// Gives the workflow an event and carries out what it decides. What that
     /// causes in turn waits until the actions of this event are done.
-    fn feed(&mut self, event: Event) {
+    pub(crate) fn feed(&mut self, event: Event) {
         self.events.push_back(event);
         if self.events.len() > 1 {
             return;
@@ -671,6 +749,7 @@ impl Job {
                 };
                 self.disconnected(site, message);
             }
+            Inbound::Relay { relay, news } => self.on_relay(relay, news),
             Inbound::Turned { why } => self.parts.watch.warn(&format!("turned away: {why}")),
         }
     }
@@ -678,6 +757,7 @@ impl Job {
     fn on_joined(&mut self, site: usize, link: Link, hello: &Hello, way: Way) {
         let name = self.name(site);
         let welcomed = self.presence.joined(site, hello, self.parts.epoch);
+        let moved = self.relays.joined(site, &way);
         self.carrier(site).connected(way);
         if let Some(old) = self.link(site).replace(link) {
             old.cut();
@@ -695,6 +775,9 @@ impl Job {
             }
             Welcomed::Back { asked, cancelled } => {
                 self.parts.watch.back(&name);
+                if moved {
+                    self.offer_again(site);
+                }
                 if let Some(Round(round)) = self.committed {
                     let committed = to_site::Body::RoundCommitted(RoundCommitted { round });
                     self.tell(&name, committed);
@@ -721,6 +804,14 @@ impl Job {
         self.presence.away(site, Instant::now() + lease);
         let name = self.name(site);
         self.parts.watch.away(&name, &why, lease);
+    }
+
+    /// The way of models to a site, by its relay if it is below one.
+    fn carrier_to(&self, site: usize) -> &Arc<dyn Carrier> {
+        match self.relays.carrier(site) {
+            Some(carrier) => carrier,
+            None => self.carrier(site),
+        }
     }
 
     fn carrier(&self, site: usize) -> &Arc<dyn Carrier> {
@@ -815,6 +906,7 @@ impl Job {
                 to_server::Body::Metric(_)
                 | to_server::Body::Hello(_)
                 | to_server::Body::Declined(_)
+                | to_server::Body::Partial(_)
                 | to_server::Body::Stopped(_),
             ) => {}
         }
@@ -828,6 +920,22 @@ impl Job {
             let (count, limit) = (update.metrics.len(), limits::METRICS);
             let failure = malformed(format!("sent {count} metrics, the limit is {limit}"));
             return self.task_failed(key, failure);
+        }
+        if update.at_relay {
+            if self.presence.has(site, &key) {
+                return;
+            }
+            if !self.relays.is_below(site) {
+                let why = "says that a relay has its update, and is below none".to_owned();
+                return self.task_failed(key, malformed(why));
+            }
+            // Its relay has checked it.
+            return self.on_done(Done::Verified {
+                object: Some(Held::Below(key.clone())),
+                key,
+                update,
+                result: Ok(()),
+            });
         }
         let Some(object) = &update.model else {
             return self.verify(key, update, None);
@@ -1028,6 +1136,7 @@ impl Job {
                 };
                 self.feed(Event::UpdateReady { key, update });
             }
+            Done::Summed { key, relay, result } => self.took(key, relay, *result),
             Done::Folded { key, result } => match *result {
                 Ok(folded) => {
                     let model = self.remember(Held::Here(folded.model));
@@ -1085,37 +1194,9 @@ impl Job {
                 self.tell(&key.site, cancel);
             }
             Action::Fold(request) => {
-                let key = request.key;
-                self.parts.watch.folding(key.round);
-                let folding = Folding::new(
-                    &self.parts.objects,
-                    &self.models,
-                    request,
-                    &self.options,
-                    self.parts.threads,
-                );
-                match folding {
-                    // Small sums take less time than handing them to a thread.
-                    Ok(folding) if folding.is_small() => {
-                        let result = Box::new(folding.run());
-                        self.on_done(Done::Folded { key, result });
-                    }
-                    Ok(folding) => {
-                        let failure = panicked(Phase::Aggregate, "the updates were summed");
-                        let failed = Done::Folded {
-                            key,
-                            result: Box::new(Err((failure, Vec::new()))),
-                        };
-                        self.beside(failed, move || {
-                            let result = Box::new(folding.run());
-                            Done::Folded { key, result }
-                        });
-                    }
-                    Err(failure) => self.feed(Event::FoldFailed {
-                        key,
-                        failure,
-                        blame: Vec::new(),
-                    }),
+                self.parts.watch.folding(request.key.round);
+                if !self.collect(&request) {
+                    self.fold(request, Vec::new());
                 }
             }
             Action::Save {
@@ -1124,10 +1205,14 @@ impl Job {
                 made_in,
             } => self.save(model, role, made_in),
             Action::Release { model } => {
-                self.encoded.remove(&model);
+                let forms = self.encoded.remove(&model).unwrap_or_default();
                 for site in self.offered.remove(&model).unwrap_or_default() {
                     self.carrier(site)
                         .withdraw(Offer::Model { handle: model.0 });
+                }
+                self.relays.withdraw(relays::plain_offer(model));
+                for form in forms.values() {
+                    self.relays.withdraw(relays::filtered_offer(form));
                 }
                 let object = self.models.remove(&model);
                 // Unmapping and unlinking take milliseconds per 100 MB.
@@ -1139,6 +1224,41 @@ impl Job {
             Action::Dismiss { site, failure } => self.parts.watch.dismissed(&site, &failure),
             Action::Warn(warning) => self.parts.watch.flow_warning(&warning),
             Action::Finish(outcome) => self.finish(outcome),
+        }
+    }
+
+    /// Sums a round's updates, those at relays by what they have summed.
+    pub(crate) fn fold(&mut self, request: FoldRequest, parts: Vec<Part>) {
+        let key = request.key;
+        let folding = Folding::new(
+            &self.parts.objects,
+            &self.models,
+            (request, parts),
+            &self.options,
+            self.parts.threads,
+        );
+        match folding {
+            // Small sums take less time than handing them to a thread.
+            Ok(folding) if folding.is_small() => {
+                let result = Box::new(folding.run());
+                self.on_done(Done::Folded { key, result });
+            }
+            Ok(folding) => {
+                let failure = panicked(Phase::Aggregate, "the updates were summed");
+                let failed = Done::Folded {
+                    key,
+                    result: Box::new(Err((failure, Vec::new()))),
+                };
+                self.beside(failed, move || {
+                    let result = Box::new(folding.run());
+                    Done::Folded { key, result }
+                });
+            }
+            Err(failure) => self.feed(Event::FoldFailed {
+                key,
+                failure,
+                blame: Vec::new(),
+            }),
         }
     }
 
@@ -1159,7 +1279,10 @@ impl Job {
 
     /// The model as trainers see it: made once, for sites may join one by one and
     /// fetch it late.
-    fn handed_out(&mut self, handle: ModelHandle) -> Result<Option<ModelObject>, Failure> {
+    pub(crate) fn handed_out(
+        &mut self,
+        handle: ModelHandle,
+    ) -> Result<Option<ModelObject>, Failure> {
         let Some(object) = self.models.get(&handle).and_then(Held::here).cloned() else {
             return Ok(None);
         };
@@ -1266,7 +1389,7 @@ impl Job {
                     false => encoded.unwrap_or(plain).clone(),
                 };
                 if object.len() > limits::INLINE_OBJECT as u64 {
-                    return self.offer(site, handle, &object);
+                    return self.offer_to(site, handle, &object);
                 }
                 // The bytes are shared by all who get them.
                 let small = inline.entry(object.id()).or_insert_with(|| Object {
@@ -1293,13 +1416,29 @@ impl Job {
     }
 
     /// Offers a model to a site until the workflow releases it.
-    fn offer(&mut self, site: usize, handle: ModelHandle, object: &ModelObject) -> Object {
+    pub(crate) fn offer_to(
+        &mut self,
+        site: usize,
+        handle: ModelHandle,
+        object: &ModelObject,
+    ) -> Object {
         let offered = self.offered.entry(handle).or_default();
         if !offered.contains(&site) {
             offered.push(site);
         }
-        let name = Offer::Model { handle: handle.0 };
-        self.carrier(site).offer(name, object)
+        let mut name = relays::plain_offer(handle);
+        if self.relays.is_below(site) {
+            // The sites below a relay share its way, but not all have one form.
+            let mut forms = self
+                .encoded
+                .get(&handle)
+                .into_iter()
+                .flat_map(HashMap::values);
+            if forms.any(|form| form.id() == object.id()) {
+                name = relays::filtered_offer(object);
+            }
+        }
+        self.carrier_to(site).offer(name, object)
     }
 
     /// Sends without waiting: a site that does not read is cut off, and no other
@@ -1380,13 +1519,12 @@ impl Job {
         if let Some(carrier) = self.carriers.first() {
             carrier.tidy();
         }
+        let committed = to_site::Body::RoundCommitted(RoundCommitted { round });
         for index in 0..self.sites.len() {
             let site = self.name(index);
-            self.tell(
-                &site,
-                to_site::Body::RoundCommitted(RoundCommitted { round }),
-            );
+            self.tell(&site, committed.clone());
         }
+        self.relays.tell(&committed);
     }
 
     fn store_failed(&mut self, error: &StoreError) {
@@ -1400,7 +1538,7 @@ impl Job {
         self.break_down(failure);
     }
 
-    fn break_down(&mut self, failure: Failure) {
+    pub(crate) fn break_down(&mut self, failure: Failure) {
         if self.broken.is_none() {
             self.parts.watch.error(&failure.to_string());
             // A failure of the server's own ends the job through the workflow.
@@ -1419,6 +1557,8 @@ fn outgoing(spec: &JobSpec, site: &SiteName) -> Chain {
 /// Takes connections in for as long as somebody may dial.
 struct Door {
     connections: mpsc::Receiver<Connection>,
+    /// Those of sites below relays.
+    below: Option<mpsc::Receiver<Connection>>,
     open: bool,
     number: u64,
     /// Whatever is left of them ends with the job.
@@ -1429,12 +1569,16 @@ struct Door {
 
 impl Door {
     fn new(
-        connections: mpsc::Receiver<Connection>,
+        (connections, below): (
+            mpsc::Receiver<Connection>,
+            Option<mpsc::Receiver<Connection>>,
+        ),
         reception: Arc<Reception>,
         inbox: mpsc::Sender<Inbound>,
     ) -> Self {
         Self {
             connections,
+            below,
             open: true,
             number: 0,
             serving: JoinSet::new(),
@@ -1443,23 +1587,34 @@ impl Door {
         }
     }
 
+    fn serve(&mut self, connection: Connection) {
+        // Zero is no connection's.
+        self.number += 1;
+        let (reception, inbox) = (Arc::clone(&self.reception), self.inbox.clone());
+        self.serving
+            .spawn(link::serve(self.number, connection, reception, inbox));
+    }
+
     /// Takes in the next connection, or clears away one that has ended. Nothing is
     /// lost when it is cancelled.
     async fn tend(&mut self) {
         tokio::select! {
             connection = self.connections.recv(), if self.open => match connection {
-                Some(connection) => {
-                    // Zero is no connection's.
-                    self.number += 1;
-                    let (reception, inbox) = (Arc::clone(&self.reception), self.inbox.clone());
-                    self.serving.spawn(link::serve(self.number, connection, reception, inbox));
-                }
+                Some(connection) => self.serve(connection),
                 None => self.open = false,
             },
+            Some(connection) = next(&mut self.below) => self.serve(connection),
             // What it had to say last is in the inbox before it ends.
             Some(_) = self.serving.join_next() => {}
             else => std::future::pending().await,
         }
+    }
+}
+
+async fn next(below: &mut Option<mpsc::Receiver<Connection>>) -> Option<Connection> {
+    match below {
+        Some(below) => below.recv().await,
+        None => None,
     }
 }
 

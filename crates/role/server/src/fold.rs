@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use firesteel_aggregate::{
-    AggregateError, Cast, Contribution, Data, Exclude, Method, Model, Options, SimdLevel,
-    UpdateKind, Wide, plan, verify as verify_update, verify_live,
+    AggregateError, Cast, Contribution, Data, Options, UpdateKind, plan, verify_live,
 };
-use firesteel_base::{Failure, FailureCode, Hint, Phase, SiteName, limits};
-use firesteel_carry::{CarryError, LiveModel, filter};
+use firesteel_base::{Failure, FailureCode, Hint, Phase, SiteName, TaskKey, limits};
+use firesteel_carry::{LiveModel, filter, update};
 use firesteel_flow::{FoldRequest, ModelHandle, ParamsType};
 use firesteel_store::{ModelObject, Objects, Spool};
 use firesteel_tensor::ModelHeader;
-use firesteel_wire::spec::{self, JobSpec};
+
+use crate::relays::Part;
+
+pub(crate) use firesteel_carry::update::{not_fetched, options, sentence, view};
 
 /// What a fold came to: a model, or why there is none and whose fault it is.
 pub(crate) type Refolded = Result<Folded, (Failure, Vec<(SiteName, Failure)>)>;
@@ -31,6 +33,8 @@ pub(crate) enum Held {
     Here(ModelObject),
     /// It is an update that stays at its site until it is folded.
     Live(Arc<LiveModel>),
+    /// It is an update that a relay holds, which sums it with others.
+    Below(TaskKey),
 }
 
 impl Held {
@@ -38,7 +42,7 @@ impl Held {
     pub(crate) fn here(&self) -> Option<&ModelObject> {
         match self {
             Self::Here(object) => Some(object),
-            Self::Live(_) => None,
+            Self::Live(_) | Self::Below(_) => None,
         }
     }
 
@@ -53,20 +57,18 @@ impl Held {
         self.here().is_some_and(filter::is_encoded)
     }
 
-    fn header(&self) -> &ModelHeader {
+    /// Its header and what it holds; `None` when it is below a relay.
+    fn data(&self) -> Option<(&ModelHeader, Data<'_>)> {
         match self {
-            Self::Here(object) => object.header(),
-            Self::Live(live) => live.header(),
-        }
-    }
-
-    fn data(&self) -> Data<'_> {
-        match self {
-            Self::Here(object) => Data::Mapped(object.bytes()),
-            Self::Live(live) => Data::Live {
-                source: &**live,
-                facts: live.facts(),
-            },
+            Self::Here(object) => Some((object.header(), Data::Mapped(object.bytes()))),
+            Self::Live(live) => Some((
+                live.header(),
+                Data::Live {
+                    source: &**live,
+                    facts: live.facts(),
+                },
+            )),
+            Self::Below(_) => None,
         }
     }
 }
@@ -76,33 +78,13 @@ pub(crate) struct Folding {
     objects: Objects,
     base: Option<ModelObject>,
     inputs: Vec<(SiteName, f64, Held)>,
+    /// What relays have summed.
+    parts: Vec<Part>,
     options: Options,
 }
 
 /// Updates that together have fewer bytes than this are summed in the loop.
 const SMALL: u64 = 4 * limits::INLINE_OBJECT as u64;
-
-/// How the job's updates are checked, and summed when there are more threads. Made
-/// once: patterns are compiled for it.
-pub(crate) fn options(spec: &JobSpec) -> Options {
-    let aggregation = &spec.aggregation;
-    Options {
-        method: match aggregation.method {
-            spec::Method::Mean => Method::Mean,
-            spec::Method::Median => Method::Median,
-            spec::Method::TrimmedMean => Method::TrimmedMean(aggregation.trim),
-        },
-        kind: UpdateKind::Full,
-        exclude: Exclude::new(&aggregation.exclude).expect("checked when the spec was parsed"),
-        master_dtype: match aggregation.master_dtype.as_deref() {
-            Some("float32") => Some(Wide::F32),
-            Some("float64") => Some(Wide::F64),
-            _ => None,
-        },
-        threads: 1,
-        simd: SimdLevel::new(),
-    }
-}
 
 /// Checks one update against the model that was handed out.
 pub(crate) fn verify(
@@ -110,32 +92,16 @@ pub(crate) fn verify(
     base: Option<&ModelObject>,
     options: &Options,
 ) -> Result<(), Failure> {
-    intact(update, Phase::Verify)?;
-    let base = base.map(ModelObject::header);
-    let verified = match update {
-        Held::Here(object) => verify_update(view(object), base, options),
-        Held::Live(live) => verify_live(live.header(), live.facts(), base, options),
-    };
-    verified.map_err(|problems| {
-        firesteel_aggregate::failure(&problems).unwrap_or_else(|| {
-            Failure::new(
-                FailureCode::Malformed,
-                Phase::Verify,
-                "the update was refused",
-            )
-        })
-    })
-}
-
-/// Whether what is here is as it was received: a mapping of a file that somebody
-/// has cut must not be walked through.
-fn intact(update: &Held, phase: Phase) -> Result<(), Failure> {
-    let Some(Err(error)) = update.here().map(ModelObject::check_intact) else {
-        return Ok(());
-    };
-    let message = format!("the update cannot be read any more: {}", sentence(&error));
-    Err(Failure::new(FailureCode::Malformed, phase, message)
-        .with_hint(error.hint().unwrap_or_default()))
+    match update {
+        Held::Here(object) => update::check(object, base, options),
+        Held::Live(live) => {
+            let base = base.map(ModelObject::header);
+            verify_live(live.header(), live.facts(), base, options)
+                .map_err(|problems| update::refused(&problems))
+        }
+        // Its relay has.
+        Held::Below(_) => Ok(()),
+    }
 }
 
 /// An update as it was before its site's filters.
@@ -144,18 +110,14 @@ pub(crate) fn decoded(
     objects: &Objects,
     spool: Option<&Spool>,
 ) -> Result<Held, Failure> {
-    let decoded = match &update {
-        Held::Here(object) => filter::decode(objects, spool, object),
+    match update {
+        Held::Here(object) => update::decoded(object, objects, spool).map(Held::Here),
         Held::Live(live) if live.is_encoded() => {
             let why = "there is no room for the update, and what went through filters cannot be read from its site while it is folded";
-            return Err(Failure::new(FailureCode::DiskFull, Phase::Verify, why)
-                .with_hint("give the server's spool a larger budget, or its disk more room"));
+            Err(Failure::new(FailureCode::DiskFull, Phase::Verify, why)
+                .with_hint("give the server's spool a larger budget, or its disk more room"))
         }
-        Held::Live(_) => return Ok(update),
-    };
-    match decoded {
-        Ok(decoded) => Ok(decoded.map_or(update, Held::Here)),
-        Err(error) => Err(error.failure(Phase::Verify)),
+        other => Ok(other),
     }
 }
 
@@ -181,19 +143,13 @@ pub(crate) fn narrowed(
     output.finish().map_err(|error| failed(sentence(&error)))
 }
 
-fn view(object: &ModelObject) -> Model<'_> {
-    Model {
-        header: object.header(),
-        bytes: object.bytes(),
-    }
-}
-
 impl Folding {
-    /// Takes hold of everything that a fold needs.
+    /// Takes hold of everything that a fold needs; `parts` is what stands for the
+    /// updates that relays hold.
     pub(crate) fn new(
         objects: &Objects,
         models: &HashMap<ModelHandle, Held>,
-        request: FoldRequest,
+        (request, parts): (FoldRequest, Vec<Part>),
         options: &Options,
         threads: usize,
     ) -> Result<Self, Failure> {
@@ -232,6 +188,7 @@ impl Folding {
             objects: objects.clone(),
             base,
             inputs: inputs.collect::<Result<_, Failure>>()?,
+            parts,
             options: Options {
                 threads,
                 ..options.for_kind(kind)
@@ -240,26 +197,31 @@ impl Folding {
     }
 
     pub(crate) fn is_small(&self) -> bool {
-        let here = self.inputs.iter().map(|(_, _, held)| held.here());
-        here.map(|object| object.map_or(u64::MAX, ModelObject::len))
-            .fold(0, u64::saturating_add)
-            <= SMALL
+        let direct = self.inputs.iter().map(|(_, _, held)| match held {
+            Held::Here(object) => object.len(),
+            Held::Live(_) => u64::MAX,
+            Held::Below(_) => 0,
+        });
+        let summed = self.parts.iter().map(|part| part.sums.size());
+        direct.chain(summed).fold(0, u64::saturating_add) <= SMALL
     }
 
     /// Sums.
     #[expect(clippy::result_large_err, reason = "once per round")]
     pub(crate) fn run(self) -> Refolded {
         self.intact()?;
-        let contributions: Vec<Contribution<'_>> = self
-            .inputs
-            .iter()
-            .map(|(site, weight, object)| Contribution {
+        let direct = self.inputs.iter().filter_map(|(site, weight, object)| {
+            let (header, data) = object.data()?;
+            Some(Contribution {
                 site: site.as_str(),
                 weight: *weight,
-                header: object.header(),
-                data: object.data(),
+                header,
+                data,
             })
-            .collect();
+        });
+        let summed = self.parts.iter();
+        let summed = summed.map(|part| part.sums.contribution(part.relay.as_str()));
+        let contributions: Vec<Contribution<'_>> = direct.chain(summed).collect();
         let base = self.base.as_ref().map(view);
         let plan = plan(&contributions, base, &self.options).map_err(|error| self.blame(&error))?;
         let stored = |error: &dyn std::error::Error, hint: Option<String>, full: bool| {
@@ -281,6 +243,10 @@ impl Folding {
         let model = output
             .finish()
             .map_err(|error| stored(&error, error.hint(), false))?;
+        let through = self.parts.iter().map(|part| {
+            let sites = part.sums.sites();
+            format!("relay {} summed the updates of {sites} sites", part.relay)
+        });
         let notes = report
             .partial
             .iter()
@@ -297,6 +263,7 @@ impl Folding {
                     report.partial.len() - NOTES
                 )
             }))
+            .chain(through)
             .collect();
         Ok(Folded {
             model,
@@ -321,7 +288,7 @@ impl Folding {
             .inputs
             .iter()
             .filter_map(|(site, _, held)| {
-                let failure = intact(held, Phase::Aggregate).err()?;
+                let failure = update::intact(held.here()?, Phase::Aggregate).err()?;
                 Some((site.clone(), failure))
             })
             .collect();
@@ -347,39 +314,14 @@ impl Folding {
         let blamed = self
             .inputs
             .iter()
-            .filter(|(name, _, _)| name.as_str() == site);
-        let blamed = blamed
-            .map(|(name, _, _)| (name.clone(), own.clone()))
-            .collect();
+            .filter(|(name, _, _)| name.as_str() == site)
+            .map(|(name, _, _)| name);
+        let relays = self.parts.iter().filter(|part| part.relay.as_str() == site);
+        let blamed = blamed.chain(relays.flat_map(|part| &part.sites));
+        let blamed = blamed.map(|name| (name.clone(), own.clone())).collect();
         (failure, blamed)
     }
 }
 
-/// A model that did not arrive, as the site's failure.
-pub(crate) fn not_fetched(error: &CarryError) -> Failure {
-    let code = if error.is_full() {
-        FailureCode::DiskFull
-    } else {
-        FailureCode::Malformed
-    };
-    let message = match error {
-        CarryError::Gone { .. } => "the update was gone before it could be fetched".to_owned(),
-        other => format!("the update could not be fetched: {}", sentence(other)),
-    };
-    Failure::new(code, Phase::Verify, message).with_hint(error.hint().unwrap_or_default())
-}
-
 /// Keys that a round's record names one by one.
 const NOTES: usize = 16;
-
-/// The error and its sources as one sentence.
-pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}

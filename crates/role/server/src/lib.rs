@@ -14,6 +14,7 @@ mod fetches;
 mod fold;
 mod link;
 mod presence;
+mod relays;
 mod report;
 mod watch;
 

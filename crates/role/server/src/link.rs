@@ -9,7 +9,7 @@ use firesteel_carry::{Connection, Way};
 use firesteel_net::{LinkError, Reader, Writer, split};
 use firesteel_wire::PROTOCOL;
 use firesteel_wire::control::{
-    Hello, Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site,
+    Hello, Partial, Refused, StartJob, ToServer, ToSite, Welcome, to_server, to_site,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,8 +48,31 @@ pub(crate) enum Inbound {
         connection: u64,
         why: Option<LinkError>,
     },
+    /// A relay is there, said something, or is gone.
+    Relay { relay: SiteName, news: RelayNews },
     /// Somebody called who may not; the driver only logs it.
     Turned { why: String },
+}
+
+/// What is heard of a relay.
+pub(crate) enum RelayNews {
+    /// It is there.
+    Joined { link: Link, way: Way },
+    /// It has summed.
+    Said {
+        connection: u64,
+        partial: Box<Partial>,
+    },
+    /// Its connection is over.
+    Left { connection: u64 },
+}
+
+/// Who a connection is of.
+enum Caller {
+    /// A site, by its number, and its hello.
+    Site(usize, Hello),
+    /// A relay.
+    Relay(SiteName),
 }
 
 /// A site's connection, as the driver holds it. When it is dropped, what was
@@ -93,6 +116,8 @@ impl Link {
 pub(crate) struct Reception {
     /// The sites of the job, by name.
     pub(crate) sites: HashMap<SiteName, usize>,
+    /// Whether relays may sum updates of this job.
+    pub(crate) relays: bool,
     /// What a site is told first.
     pub(crate) start: StartJob,
     /// For the handshake.
@@ -112,9 +137,9 @@ pub(crate) async fn serve(
     let (mut reader, mut writer) = split(control);
     let greeted = tokio::time::timeout(
         reception.connect,
-        greet(&mut reader, &mut writer, way.peer(), &reception),
+        greet(&mut reader, &mut writer, &way, &reception),
     );
-    let (site, hello) = match greeted.await {
+    let caller = match greeted.await {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(why)) => {
             let refused = to_site::Body::Refused(Refused {
@@ -144,12 +169,7 @@ pub(crate) async fn serve(
         outgoing,
         cut,
     };
-    let joined = Inbound::Joined {
-        site,
-        link,
-        hello,
-        way,
-    };
+    let (joined, caller) = caller.joins(link, way);
     if inbox.send(joined).await.is_err() {
         return;
     }
@@ -159,18 +179,13 @@ pub(crate) async fn serve(
         }
         writer.close().await
     };
+    let leaving = caller.clone();
     let reading = async {
         while let Some(message) = reader.next::<ToServer>("ToServer").await? {
             // An empty body is something a newer agent says.
             if let Some(body) = message.body
-                && inbox
-                    .send(Inbound::Said {
-                        site,
-                        connection: number,
-                        body,
-                    })
-                    .await
-                    .is_err()
+                && let Some(said) = caller.says(number, body)
+                && inbox.send(said).await.is_err()
             {
                 break;
             }
@@ -195,23 +210,81 @@ pub(crate) async fn serve(
         },
         () = cutting => None,
     };
-    let _ = inbox
-        .send(Inbound::Left {
-            site,
-            connection: number,
-            why,
-        })
-        .await;
+    let _ = inbox.send(leaving.leaves(number, why)).await;
 }
 
-/// The handshake; the index of the site and its hello, or why it is turned away.
-/// `proved` is the name that the connection itself vouches for.
+/// Who a connection turned out to be of.
+#[derive(Clone)]
+enum Who {
+    Site(usize),
+    Relay(SiteName),
+}
+
+impl Caller {
+    fn joins(self, link: Link, way: Way) -> (Inbound, Who) {
+        match self {
+            Self::Site(site, hello) => {
+                let joined = Inbound::Joined {
+                    site,
+                    link,
+                    hello,
+                    way,
+                };
+                (joined, Who::Site(site))
+            }
+            Self::Relay(relay) => {
+                let joined = Inbound::Relay {
+                    relay: relay.clone(),
+                    news: RelayNews::Joined { link, way },
+                };
+                (joined, Who::Relay(relay))
+            }
+        }
+    }
+}
+
+impl Who {
+    fn says(&self, connection: u64, body: to_server::Body) -> Option<Inbound> {
+        match (self, body) {
+            (Self::Site(site), body) => Some(Inbound::Said {
+                site: *site,
+                connection,
+                body,
+            }),
+            (Self::Relay(relay), to_server::Body::Partial(partial)) => Some(Inbound::Relay {
+                relay: relay.clone(),
+                news: RelayNews::Said {
+                    connection,
+                    partial: Box::new(partial),
+                },
+            }),
+            // What a newer relay says.
+            (Self::Relay(_), _) => None,
+        }
+    }
+
+    fn leaves(self, connection: u64, why: Option<LinkError>) -> Inbound {
+        match self {
+            Self::Site(site) => Inbound::Left {
+                site,
+                connection,
+                why,
+            },
+            Self::Relay(relay) => Inbound::Relay {
+                relay,
+                news: RelayNews::Left { connection },
+            },
+        }
+    }
+}
+
+/// The handshake; who it is, or why it is turned away.
 async fn greet(
     reader: &mut Reader,
     writer: &mut Writer,
-    proved: Option<&str>,
+    way: &Way,
     reception: &Reception,
-) -> Result<(usize, Hello), String> {
+) -> Result<Caller, String> {
     let message = reader
         .next::<ToServer>("ToServer")
         .await
@@ -223,7 +296,8 @@ async fn greet(
         return Err("the first message of a connection was no hello".to_owned());
     };
     let name = SiteName::new(&hello.site).map_err(|error| error.to_string())?;
-    if let Some(proved) = proved.filter(|proved| *proved != name.as_str()) {
+    // The name that the connection itself vouches for.
+    if let Some(proved) = way.peer().filter(|proved| *proved != name.as_str()) {
         let proved: String = proved.chars().take(QUOTED).collect();
         return Err(format!(
             "a connection with the certificate of {proved:?} claims to be `{name}`"
@@ -243,7 +317,12 @@ async fn greet(
             hello.protocol_min, hello.protocol_max,
         ));
     }
-    let Some(&site) = reception.sites.get(&name) else {
+    let caller = if hello.relay {
+        admit_relay(&name, way, reception)?;
+        Caller::Relay(name.clone())
+    } else if let Some(&site) = reception.sites.get(&name) {
+        Caller::Site(site, hello)
+    } else {
         return Err(format!("`{name}` is not a site of this job"));
     };
     let welcome = to_site::Body::Welcome(Welcome {
@@ -258,5 +337,28 @@ async fn greet(
             .await
             .map_err(|error| format!("`{name}` was lost in the handshake: {error}"))?;
     }
-    Ok((site, hello))
+    Ok(caller)
 }
+
+/// Whether this may be a relay of this job.
+fn admit_relay(name: &SiteName, way: &Way, reception: &Reception) -> Result<(), String> {
+    if !reception.relays {
+        return Err(format!(
+            "relay `{name}` wants to sum updates, which the job's hierarchy does not allow"
+        ));
+    }
+    let role = match way {
+        Way::Session(session) => session.peer().role.as_deref(),
+        Way::Here => Some(RELAY),
+        Way::Below(_) => None,
+    };
+    if role != Some(RELAY) {
+        return Err(format!(
+            "`{name}` says that it is a relay, and its certificate does not"
+        ));
+    }
+    Ok(())
+}
+
+/// The role in a relay's certificate.
+const RELAY: &str = "relay";

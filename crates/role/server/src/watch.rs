@@ -156,6 +156,13 @@ impl Watch {
             .warning(&format!("{site}: {why}; it is waited for during {lease:?}"));
     }
 
+    /// A relay is there.
+    pub(crate) fn relay(&self, relay: &SiteName) {
+        self.logger.info(&format!(
+            "relay {relay} is connected, and sums the updates of the sites below it"
+        ));
+    }
+
     /// It is there again, and goes on.
     pub(crate) fn back(&self, site: &SiteName) {
         self.logger

@@ -38,6 +38,18 @@ impl Trouble {
     }
 }
 
+impl Trouble {
+    /// For a program that waits for an event.
+    pub(crate) fn as_json(&self, event: &str) -> serde_json::Value {
+        let mut message = self.what.clone();
+        for cause in &self.causes {
+            message.push_str(": ");
+            message.push_str(cause);
+        }
+        serde_json::json!({"event": event, "message": message, "hint": self.hint})
+    }
+}
+
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "error: {}", self.what)?;

@@ -88,7 +88,7 @@ fn supervise_is_not_among_the_commands_for_people() {
 #[test]
 fn a_command_that_is_not_known_is_not_understood() {
     let (code, stdout, stderr) = firesteel(&["dance"]);
-    assert_eq!((code, stdout.as_str()), (2, ""));
+    assert_eq!((code, stdout.as_str()), (64, ""));
     assert!(
         stderr.starts_with("error: unrecognized subcommand 'dance'"),
         "{stderr}"

@@ -135,7 +135,7 @@ impl Trainers {
         spec: &JobSpec,
         logger: &Logger,
     ) -> Result<Option<Supervisor>, LaunchError> {
-        if spec.trainer.mode == Mode::Attach {
+        if matches!(spec.trainer.mode, Mode::Attach | Mode::Noop) {
             return Ok(None);
         }
         let threads = u32::try_from((cores() / self.workers.max(1)).max(1)).unwrap_or(1);

@@ -100,6 +100,7 @@ pub async fn act(
         stop: Some(stop.clone()),
         outbox: root.join("outbox"),
         state_dir: root.join("state"),
+        local: Default::default(),
         cwd: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
         logger: logger.clone(),
         durations,
@@ -162,7 +163,10 @@ impl Launcher for Supervised {
 }
 
 /// Makes the directory and takes it for this process.
-pub(crate) fn lock(root: &Path) -> Result<File, NodeError> {
+///
+/// # Errors
+/// [`NodeError::Busy`] when another process has it.
+pub fn lock(root: &Path) -> Result<File, NodeError> {
     std::fs::create_dir_all(root).map_err(NodeError::io("make the site's directory"))?;
     let file =
         File::create(root.join("lock")).map_err(NodeError::io("lock the site's directory"))?;

@@ -173,6 +173,9 @@ impl Bridge {
         partial: bool,
     ) -> PyResult<bool> {
         let client = self.client(py)?;
+        if let Some(received) = &task.model {
+            received.get().done();
+        }
         let model = match (model, file) {
             (None, None) => ResultModel::None,
             (Some(bytes), None) => ResultModel::Inline(Bytes::from(bytes)),

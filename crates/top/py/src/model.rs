@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use firesteel_bridge::Mapping;
+use firesteel_store::SPARE;
 use firesteel_tensor::{DType, HeaderBuilder, ModelHeader, Tree};
 use pyo3::exceptions::{PyBufferError, PyOSError, PyValueError};
 use pyo3::ffi;
@@ -22,8 +23,9 @@ const WRITE_BUFFER: usize = 1 << 20;
 /// A model's bytes in memory and what its header says of them.
 ///
 /// Offers the buffer protocol: the whole file as writable bytes, private to this
-/// process. Pages of a mapped file are copied when they are first written to; the
-/// file itself never changes. The bytes live as long as any array made from them.
+/// process. Pages of a mapped file are copied when they are first written to (a
+/// trainer that writes to most of them has its next models read into memory that
+/// is used again); the file itself never changes. The bytes live as long as any array made from them.
 #[pyclass(frozen, module = "firesteel._native")]
 pub(crate) struct ModelFile {
     mapping: Mapping,
@@ -42,6 +44,11 @@ impl ModelFile {
             )
         })?;
         Ok(Self { mapping, header })
+    }
+
+    /// The work on it is done.
+    pub(crate) fn done(&self) {
+        self.mapping.done();
     }
 }
 
@@ -361,10 +368,13 @@ impl Aside {
         aside.push(name);
         aside.push(format!(".{}.part", std::process::id()));
         let aside = path.with_file_name(aside);
+        // The file of an earlier result, whose pages need not be found again. It is
+        // cut to its length at the end.
+        let again = std::fs::rename(path.with_file_name(SPARE), &aside).is_ok();
         let file = OpenOptions::new()
             .write(true)
             .create(true)
-            .truncate(true)
+            .truncate(!again)
             .mode(0o600)
             .open(&aside)
             .map_err(|error| named(&error, &aside))?;
@@ -392,7 +402,11 @@ impl Aside {
         };
         let aside = &self.path;
         py.detach(|| {
-            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let mut file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let written = file.stream_position()?;
+            if file.metadata()?.len() != written {
+                file.set_len(written)?;
+            }
             file.set_permissions(std::fs::Permissions::from_mode(0o400))?;
             std::fs::rename(aside, path)
         })

@@ -25,7 +25,7 @@ pub(crate) fn validate_job(py: Python<'_>, spec_json: &str) -> PyResult<()> {
         .map_err(|error| spec_error(py, &error))
 }
 
-fn spec_error(py: Python<'_>, error: &SpecError) -> PyErr {
+pub(crate) fn spec_error(py: Python<'_>, error: &SpecError) -> PyErr {
     Raise {
         class: "SpecError",
         message: error.to_string(),

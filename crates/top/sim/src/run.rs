@@ -265,6 +265,7 @@ async fn federate(
             stop: None,
             outbox: run.outbox_dir(&site),
             state_dir: run.site_dir(&site).join("state"),
+            local: Default::default(),
             cwd: cwd.clone(),
             logger: logger.named("firesteel.agent"),
             durations,

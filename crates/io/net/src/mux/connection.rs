@@ -31,6 +31,8 @@ pub(crate) struct Shape {
 /// The header that names a stream's kind, in a request and in the answer to a
 /// parked one.
 const KIND: &str = "firesteel-kind";
+/// The one that names its scope, if it has any.
+const SCOPE: &str = "firesteel-scope";
 const URI: &str = "https://firesteel/";
 const PARKED: &str = "/parked";
 
@@ -38,8 +40,18 @@ const PARKED: &str = "/parked";
 pub(crate) struct Incoming {
     /// What for.
     pub kind: u16,
+    /// The scope that it belongs to.
+    pub scope: Option<Arc<str>>,
     /// The stream.
     pub stream: MuxStream,
+}
+
+/// Where streams go that the peer opens.
+pub(crate) trait Arrivals: Send + Sync {
+    /// Whether such a stream can be taken now.
+    fn room(&self, kind: u16, scope: Option<&str>) -> bool;
+    /// Takes it, or refuses it where there is no room any more.
+    fn arrived(self: Arc<Self>, incoming: Incoming);
 }
 
 /// A connection's near end. Cheap to clone; the task that moves its bytes ends
@@ -73,7 +85,7 @@ struct Parked {
 pub(crate) async fn dial<T>(
     io: T,
     shape: Shape,
-    incoming: mpsc::Sender<Incoming>,
+    incoming: Arc<dyn Arrivals>,
 ) -> io::Result<Connection>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -109,7 +121,7 @@ where
         driven.end(why);
     });
     for _ in 0..PARKED_STREAMS {
-        tokio::spawn(park(this.clone(), incoming.clone()));
+        tokio::spawn(park(this.clone(), Arc::clone(&incoming)));
     }
     Ok(this)
 }
@@ -118,7 +130,7 @@ where
 pub(crate) async fn accept<T>(
     io: T,
     shape: Shape,
-    incoming: mpsc::Sender<Incoming>,
+    incoming: Arc<dyn Arrivals>,
 ) -> io::Result<Connection>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -173,13 +185,17 @@ where
 
 impl Connection {
     /// Opens a stream. On the accepting end it waits for a parked one.
-    pub async fn open(&self, kind: u16) -> io::Result<MuxStream> {
+    pub async fn open(&self, kind: u16, scope: Option<&str>) -> io::Result<MuxStream> {
         match &self.0.side {
             Side::Dialed(send) => {
-                let request = Request::post(URI)
-                    .header(KIND, kind)
+                let request = Request::post(URI).header(KIND, kind);
+                let request = match scope {
+                    Some(scope) => request.header(SCOPE, scope),
+                    None => request,
+                };
+                let request = request
                     .body(())
-                    .expect("the URI and a number are valid");
+                    .expect("the URI, a number and a scope's name are valid");
                 let mut send = send.clone().ready().await.map_err(io_error)?;
                 let (answer, send) = send.send_request(request, false).map_err(io_error)?;
                 Ok(MuxStream::opened(
@@ -194,10 +210,14 @@ impl Connection {
                 let Some(Parked { body, mut respond }) = next else {
                     return Err(self.gone());
                 };
-                let answer = Response::builder()
-                    .header(KIND, kind)
+                let answer = Response::builder().header(KIND, kind);
+                let answer = match scope {
+                    Some(scope) => answer.header(SCOPE, scope),
+                    None => answer,
+                };
+                let answer = answer
                     .body(())
-                    .expect("a number is a valid header");
+                    .expect("a number and a scope's name are valid headers");
                 // It may have been given up meanwhile: then the next.
                 if let Ok(send) = respond.send_response(answer, false) {
                     return Ok(MuxStream::taken(
@@ -273,7 +293,7 @@ impl Connection {
         request: Request<RecvStream>,
         mut respond: server::SendResponse<Bytes>,
         parked: &mpsc::Sender<Parked>,
-        incoming: &mpsc::Sender<Incoming>,
+        incoming: &Arc<dyn Arrivals>,
     ) {
         let (head, body) = request.into_parts();
         if head.uri.path() == PARKED {
@@ -286,18 +306,19 @@ impl Connection {
             }
             return;
         }
-        let Some(kind) = kind(&head.headers) else {
+        let Some((kind, scope)) = purpose(&head.headers) else {
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return;
         };
-        let Ok(place) = incoming.try_reserve() else {
+        if !incoming.room(kind, scope.as_deref()) {
             respond.send_reset(Reason::REFUSED_STREAM);
             return;
-        };
+        }
         // An error here: the peer has given the stream up already.
         if let Ok(send) = respond.send_response(Response::new(()), false) {
-            place.send(Incoming {
+            Arc::clone(incoming).arrived(Incoming {
                 kind,
+                scope,
                 stream: MuxStream::taken(
                     send,
                     body,
@@ -310,7 +331,7 @@ impl Connection {
 }
 
 /// Keeps one request parked with the peer, until the connection ends.
-async fn park(connection: Connection, incoming: mpsc::Sender<Incoming>) {
+async fn park(connection: Connection, incoming: Arc<dyn Arrivals>) {
     let Side::Dialed(send) = &connection.0.side else {
         return;
     };
@@ -342,16 +363,18 @@ async fn park(connection: Connection, incoming: mpsc::Sender<Incoming>) {
             continue;
         };
         let (head, body) = answer.into_parts();
-        let Some(kind) = kind(&head.headers).filter(|_| head.status == StatusCode::OK) else {
+        let purpose = purpose(&head.headers).filter(|_| head.status == StatusCode::OK);
+        let Some((kind, scope)) = purpose else {
             continue;
         };
-        let Ok(place) = incoming.try_reserve() else {
+        if !incoming.room(kind, scope.as_deref()) {
             let mut stream = stream;
             stream.send_reset(Reason::REFUSED_STREAM);
             continue;
-        };
-        place.send(Incoming {
+        }
+        Arc::clone(&incoming).arrived(Incoming {
             kind,
+            scope,
             stream: MuxStream::taken(
                 stream,
                 body,
@@ -374,8 +397,21 @@ const HEADERS: u32 = 4096;
 /// Bytes of a frame's head.
 const FRAME_HEAD: usize = 9;
 
-fn kind(headers: &http::HeaderMap) -> Option<u16> {
-    headers.get(KIND)?.to_str().ok()?.parse().ok()
+/// A stream's kind, and its scope if it has one.
+fn purpose(headers: &http::HeaderMap) -> Option<(u16, Option<Arc<str>>)> {
+    let kind = headers.get(KIND)?.to_str().ok()?.parse().ok()?;
+    let scope = match headers.get(SCOPE) {
+        None => None,
+        Some(scope) => {
+            let scope = scope.to_str().ok();
+            Some(
+                scope
+                    .filter(|scope| crate::session::is_scope(scope))?
+                    .into(),
+            )
+        }
+    };
+    Some((kind, scope))
 }
 
 fn io_error(error: h2::Error) -> io::Error {

@@ -12,6 +12,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::gate::Outbox;
+use super::stops::{Stop, Stops};
 
 /// A stream of a connection.
 ///
@@ -29,6 +30,8 @@ struct Live {
     /// The rest of a block that came and was not read.
     unread: Bytes,
     finished: bool,
+    /// Where others may end it.
+    stop: Option<Arc<Stop>>,
     /// Counts the connection's streams.
     _counted: Arc<()>,
 }
@@ -67,6 +70,7 @@ impl MuxStream {
                 outbox,
                 unread: Bytes::new(),
                 finished: false,
+                stop: None,
                 _counted: counted,
             }),
         }
@@ -89,6 +93,33 @@ impl MuxStream {
         Poll::Ready(Ok(size))
     }
 
+    /// Some of what has come, at most `most` bytes, without a copy; none at the
+    /// stream's end.
+    pub fn poll_bytes(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<io::Result<Bytes>> {
+        let live = self.live();
+        match live.poll_came(cx) {
+            Poll::Ready(came) => came?,
+            // What has come is read before the stream ends.
+            Poll::Pending => return live.check_read(cx).map_ok(|()| Bytes::new()),
+        }
+        let size = live.unread.len().min(most);
+        let bytes = live.unread.split_to(size);
+        live.taken(size)?;
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// Ends with all others that `stops` ends.
+    pub fn stop_with(&mut self, stops: &Stops) {
+        self.live().stop = Some(stops.add());
+    }
+
+    /// Ends it: this end takes no such stream now.
+    pub fn refuse(mut self) {
+        if let Some(mut live) = self.live.take() {
+            live.send.send_reset(Reason::REFUSED_STREAM);
+        }
+    }
+
     fn live(&mut self) -> &mut Live {
         self.live.as_mut().expect("it is only taken when dropped")
     }
@@ -105,6 +136,7 @@ impl Live {
         if self.finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        self.check_write(cx)?;
         loop {
             let wanted = wanted.min(self.outbox.block);
             self.send.reserve_capacity(wanted);
@@ -127,6 +159,20 @@ impl Live {
         }
     }
 
+    /// Fails, and resets the stream, once it was stopped.
+    fn check_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match &self.stop {
+            Some(stop) if stop.poll_write(cx) => Err(self.stopped()),
+            _ => Ok(()),
+        }
+    }
+
+    fn stopped(&mut self) -> io::Error {
+        self.finished = true;
+        self.send.send_reset(Reason::CANCEL);
+        io::Error::new(io::ErrorKind::ConnectionAborted, "its scope was closed")
+    }
+
     fn hand_over(&mut self, block: Vec<u8>, room: super::gate::Room) -> io::Result<usize> {
         let size = block.len();
         let block = self.outbox.block(block, room);
@@ -141,22 +187,45 @@ impl AsyncRead for MuxStream {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let live = self.live();
-        loop {
-            if !live.unread.is_empty() {
-                let size = live.unread.len().min(into.remaining());
-                let (taken, _) = live.unread.split_at(size);
-                into.put_slice(taken);
-                live.unread.advance(size);
-                // Only now may the peer send as much again.
-                if let Receive::Open(receive) = &mut live.receive {
-                    receive
-                        .flow_control()
-                        .release_capacity(size)
-                        .map_err(lost)?;
-                }
-                return Poll::Ready(Ok(()));
+        match self.live().poll_next(cx, into) {
+            // What has come is read before the stream ends.
+            Poll::Pending => self.live().check_read(cx),
+            ready => ready,
+        }
+    }
+}
+
+impl Live {
+    fn check_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.stop {
+            Some(stop) if stop.poll_read(cx) => Poll::Ready(Err(self.stopped())),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_came(cx))?;
+        let size = self.unread.len().min(into.remaining());
+        let (taken, _) = self.unread.split_at(size);
+        into.put_slice(taken);
+        self.unread.advance(size);
+        Poll::Ready(self.taken(size))
+    }
+
+    /// Bytes were read: only now may the peer send as many again.
+    fn taken(&mut self, size: usize) -> io::Result<()> {
+        match &mut self.receive {
+            Receive::Open(receive) if size > 0 => {
+                receive.flow_control().release_capacity(size).map_err(lost)
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until there is something unread, or the stream's end.
+    fn poll_came(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let live = self;
+        while live.unread.is_empty() {
             match &mut live.receive {
                 Receive::Awaited(answer) => {
                     let answer = ready!(Pin::new(answer).poll(cx));
@@ -184,9 +253,10 @@ impl AsyncRead for MuxStream {
                     },
                     None => live.receive = Receive::Ended,
                 },
-                Receive::Ended => return Poll::Ready(Ok(())),
+                Receive::Ended => break,
             }
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -230,7 +300,13 @@ impl AsyncWrite for MuxStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.live().outbox.poll_empty(cx).map(Ok)
+        let live = self.live();
+        if live.outbox.poll_empty(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // A stream that was stopped is never written.
+        live.check_write(cx)?;
+        Poll::Pending
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,14 +6,17 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use firesteel_base::{Durations, FailureCode, Hint, Time};
 use firesteel_transfer::frame::Head;
 use firesteel_transfer::{
     Admit, Backoff, Budget, Counters, Digest, Event, Manifest, ObjectRef, Receiver, RefusalCode,
     Share, TransferError,
 };
+use futures_util::future::poll_fn;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,7 +27,8 @@ use super::Known;
 use super::frames::{HeadReader, flush, write_all};
 use super::serve::batch_size;
 use super::transfer_number;
-use crate::BoxStream;
+use crate::mux::MuxStream;
+use crate::{BoxStream, Stream};
 use disk::{Batch, Disk, Local, Report};
 
 /// Where what is pulled goes. Called from blocking threads, one at a time.
@@ -369,6 +373,10 @@ impl Pull {
         let cancel = self.cancel.clone();
         let mut share = self.budget.join(&self.peer);
         let mut reading = Reading::default();
+        // What a future that was dropped had read of a frame.
+        if let Some(batch) = &mut self.batch {
+            batch.break_off();
+        }
         let ended = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(PullFailure::Canceled),
@@ -421,7 +429,7 @@ impl Pull {
         if let Some((offset, came)) = reading.cut_short() {
             let now = self.now();
             if let (Some(batch), Some(receiver)) = (&mut self.batch, &mut self.receiver) {
-                batch.commit(offset, came);
+                batch.commit(offset);
                 receiver.came(offset, came as u64, now);
             }
         }
@@ -575,8 +583,8 @@ impl Pull {
             let spare = self.spare.take();
             self.batch = Some(spare.unwrap_or_default());
         }
-        let batch = self.batch.as_mut();
-        batch.is_some_and(|batch| batch.make_room(needed, size))
+        let batch = self.batch.as_ref();
+        batch.is_some_and(|batch| batch.has_room(needed, size))
     }
 
     /// What was read changes.
@@ -608,7 +616,7 @@ impl Pull {
                 Reading::Message { head, bytes, .. } => self.message(&head, &bytes, share)?,
                 Reading::Data { offset, length, .. } => {
                     if let Some(batch) = &mut self.batch {
-                        batch.commit(offset, length);
+                        batch.commit(offset);
                     }
                     self.receiver().came(offset, length as u64, now);
                 }
@@ -626,7 +634,14 @@ impl Pull {
     ) -> Result<(), PullFailure> {
         let now = self.now();
         let before = self.receiver().counters().manifest;
-        let event = self.receiver().message(head, payload, now)?;
+        let mut event = self.receiver().message(head, payload, now)?;
+        // One that is equal to what is at hand needs no bytes at all.
+        let known = self.known.clone();
+        if let Some(root) = self.receiver().missing_manifest()
+            && let Some(manifest) = known.and_then(|known| known.whole(&root))
+        {
+            event = self.receiver().found(manifest)?;
+        }
         share.give(self.receiver().counters().manifest - before);
         match event {
             Event::Nothing => Ok(()),
@@ -884,8 +899,11 @@ async fn read_some(
             (read, *filled == bytes.len())
         }
         Reading::Data { length, filled, .. } => {
-            let batch = batch.as_mut().map(|batch| batch.room(*filled, *length));
-            let read = stream.read(batch.unwrap_or_default()).await?;
+            let bytes = some_bytes(stream, *length - *filled).await?;
+            let read = bytes.len();
+            if let Some(batch) = batch.as_mut().filter(|_| read > 0) {
+                batch.push(bytes);
+            }
             *filled += read;
             (read, *filled == *length)
         }
@@ -903,6 +921,22 @@ async fn read_some(
         (_, true) => Some(Step::Payload),
         (_, false) => Some(Step::Some),
     })
+}
+
+/// Some of what the stream has next, without a copy where it can give it so; none
+/// at its end. Nothing is lost when the future is dropped.
+async fn some_bytes(stream: &mut BoxStream, most: usize) -> io::Result<Bytes> {
+    let stream: &mut dyn Stream = &mut **stream;
+    if stream.as_any().is::<MuxStream>() {
+        return poll_fn(|cx| match stream.as_any().downcast_mut::<MuxStream>() {
+            Some(stream) => stream.poll_bytes(cx, most),
+            None => Poll::Ready(Ok(Bytes::new())),
+        })
+        .await;
+    }
+    let mut bytes = BytesMut::with_capacity(most);
+    stream.read_buf(&mut bytes).await?;
+    Ok(bytes.freeze())
 }
 
 /// Any number: the standard library's hash keys are drawn from the system.

@@ -2,22 +2,24 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use firesteel_base::{Hint, limits};
+use firesteel_base::Hint;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::hello::{self, HEAD, Hello, HelloError, HelloPurpose, Token, VERSION, Welcome};
 use super::link::Link;
-use super::{Kind, Options, Origin, Parts, Session, Shared, Side, multiplexed};
+use super::scopes::Arrivals;
+use super::{Kind, Options, Origin, Parts, Session, Shared, Side, lock, multiplexed};
+use crate::BoxStream;
+use crate::driver::{Driver, Opener, ProxyError, Target};
 use crate::identity::{Identity, Peer, PeerName};
 use crate::tcp::{self, CongestionError, Purpose};
 use crate::tls::{self, HandshakeError, TlsStream};
+use crate::wire::Wire;
 
 /// Why no session, or no further connection of one, could be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,7 @@ pub enum DialError {
         /// The server.
         server: String,
         /// Its address.
-        address: SocketAddr,
+        address: String,
         /// What happened.
         source: HandshakeError,
     },
@@ -75,7 +77,7 @@ pub enum DialError {
         /// The server.
         server: PeerName,
         /// Its address.
-        address: SocketAddr,
+        address: String,
         /// Its own words.
         why: String,
     },
@@ -85,10 +87,61 @@ pub enum DialError {
         /// The server.
         server: PeerName,
         /// Its address.
-        address: SocketAddr,
+        address: String,
         /// What was wrong.
         #[source]
         source: HelloError,
+    },
+    /// The right authority, but the certificate is none of a server.
+    #[error("`{server}` at {address} has a certificate of a {role}, and should have one of a {}", roles.join(" or "))]
+    Role {
+        /// Who.
+        server: PeerName,
+        /// Its address.
+        address: String,
+        /// What its certificate says.
+        role: String,
+        /// What it should say.
+        roles: Vec<String>,
+    },
+    /// The proxy between does not help.
+    #[error("no way through the proxy {proxy}: {why}")]
+    Proxy {
+        /// The proxy, without password.
+        proxy: String,
+        /// What happened.
+        why: ProxyError,
+    },
+    /// The TLS around the session's own could not be made.
+    #[error("no TLS with `{server}` at {address}: {source}")]
+    Outer {
+        /// The name asked for.
+        server: String,
+        /// Its address.
+        address: String,
+        /// What happened.
+        source: HandshakeError,
+    },
+    /// The authorities given for the outer TLS are none.
+    #[error("the authority for the outer TLS cannot be used: {why}")]
+    OuterAuthority {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// What answers at the address has no link for sessions.
+    #[error("no link for sessions at {address}: {why}")]
+    Link {
+        /// The address.
+        address: String,
+        /// What happened.
+        why: String,
+    },
+    /// Whoever makes the streams made none.
+    #[error("no tunnel to the server")]
+    Tunnel {
+        /// What happened.
+        #[source]
+        source: io::Error,
     },
     /// The congestion control asked for is not there.
     #[error(transparent)]
@@ -110,6 +163,28 @@ impl Hint for DialError {
                     .to_owned(),
             ),
             Self::Handshake { source, .. } => source.hint(),
+            Self::Outer { source, .. } => Some(match source {
+                HandshakeError::UnknownAuthority { .. } => {
+                    "if an ingress ends TLS there, name the authority of its certificate (`outer_authority`)"
+                        .to_owned()
+                }
+                source => source.hint()?,
+            }),
+            Self::Proxy { why, .. } => Some(match why {
+                ProxyError::Credentials => {
+                    "write user and password into its URL: `http://user:password@host:port`"
+                        .to_owned()
+                }
+                ProxyError::Refused(_) => {
+                    "have the server's host and port allowed there".to_owned()
+                }
+                _ => "check the proxy's host and port".to_owned(),
+            }),
+            Self::Role { .. } => Some("check host and port: another role answers there".to_owned()),
+            Self::Link { .. } => Some(
+                "check that the address is the server's, that its ingress passes the link on, and the scheme"
+                    .to_owned(),
+            ),
             Self::Congestion(error) => error.hint(),
             _ => None,
         }
@@ -127,21 +202,77 @@ pub async fn dial(
     identity: &Identity,
     options: Options,
 ) -> Result<Session, DialError> {
+    let driver = Driver::plain(address, server_name, identity)?;
+    make(driver, server_name, identity, options, &[]).await
+}
+
+/// Makes a session with a server, by the way that the target says.
+///
+/// # Errors
+/// [`DialError`]; nothing is left behind.
+pub async fn dial_with(target: &Target, options: Options) -> Result<Session, DialError> {
+    let driver = Driver::new(target)?;
+    make(
+        driver,
+        &target.server_name,
+        &target.identity,
+        options,
+        &target.roles,
+    )
+    .await
+}
+
+/// Makes a session through a stream that is there, such as one that a relay passes
+/// on to the server. Everything shares it.
+///
+/// # Errors
+/// [`DialError`]; nothing is left behind.
+pub async fn dial_over(
+    stream: BoxStream,
+    server_name: &str,
+    identity: &Identity,
+    options: Options,
+) -> Result<Session, DialError> {
+    let stream = Arc::new(Mutex::new(Some(stream)));
+    let opener: Opener = Arc::new(move || {
+        let stream = lock(&stream).take();
+        Box::pin(async move { stream.ok_or_else(|| io::ErrorKind::Unsupported.into()) })
+    });
+    dial_through(opener, server_name, identity, options.single_connection()).await
+}
+
+/// Makes a session through streams that `opener` makes, one for each connection.
+///
+/// # Errors
+/// [`DialError`]; nothing is left behind.
+pub async fn dial_through(
+    opener: Opener,
+    server_name: &str,
+    identity: &Identity,
+    options: Options,
+) -> Result<Session, DialError> {
+    make(Driver::Opener(opener), server_name, identity, options, &[]).await
+}
+
+async fn make(
+    driver: Driver,
+    server_name: &str,
+    identity: &Identity,
+    options: Options,
+    roles: &[String],
+) -> Result<Session, DialError> {
     tcp::probe(&options.congestion)?;
     let name = ServerName::try_from(server_name.to_owned()).map_err(|_| DialError::Name {
         name: server_name.to_owned(),
     })?;
-    let deadline = Instant::now() + options.durations.connect;
-    let slow = || DialError::TooSlow {
-        server: server_name.to_owned(),
-        address: address.to_owned(),
-        connect: options.durations.connect,
-    };
+    let connect = options.durations.connect;
+    let deadline = Instant::now() + connect;
+    let address = driver.address();
     let made = async {
-        let tcp = reach(address, server_name, deadline).await?;
-        let remote = tcp.remote;
+        let reached = driver.stream(Purpose::Control, &options, deadline).await?;
+        let remote = reached.remote;
         let mut dialer = Dialer {
-            address: remote,
+            driver,
             server: server_name.into(),
             name: name.clone(),
             identity: identity.clone(),
@@ -151,24 +282,29 @@ pub async fn dial(
         let purpose = HelloPurpose::Control {
             bulk: options.bulk(),
         };
-        let (tls, peer, welcome) = dialer.greet(tcp.stream, purpose, &options).await?;
+        let (tls, peer, welcome) = dialer.greet(reached.wire, purpose).await?;
+        let role = peer.role.as_deref().unwrap_or("");
+        if !roles.is_empty() && !roles.iter().any(|allowed| allowed == role) {
+            return Err(DialError::Role {
+                role: role.to_owned(),
+                roles: roles.to_vec(),
+                server: peer.name,
+                address: dialer.driver.address(),
+            });
+        }
         let Welcome::Session { bulk, token, .. } = welcome else {
             return Err(dialer.nonsense(&peer));
         };
         dialer.token = token;
 
-        let (arrivals, incoming) = mpsc::channel(limits::WAITING_STREAMS);
+        let (arrivals, incoming) = Arrivals::new(options.durations.connect);
         let shape = options.shape(Purpose::Control);
-        let failed = |source| DialError::Handshake {
-            server: server_name.to_owned(),
-            address: remote,
-            source: HandshakeError::Io(source),
-        };
-        let main = multiplexed(tls, Side::Dialed, shape, arrivals.clone())
+        let failed = |source| dialer.failed(HandshakeError::Io(source));
+        let main = multiplexed(tls, Side::Dialed, shape, Arc::clone(&arrivals))
             .await
             .map_err(failed)?;
-        let control = main.open(Kind::CONTROL.0).await.map_err(failed)?;
-        let link = main.open(Kind::LINK.0).await.map_err(failed)?;
+        let control = main.open(Kind::CONTROL.0, None).await.map_err(failed)?;
+        let link = main.open(Kind::LINK.0, None).await.map_err(failed)?;
         let (session, _) = Session::start(Parts {
             peer,
             address: remote,
@@ -185,12 +321,18 @@ pub async fn dial(
     };
     tokio::time::timeout_at(deadline, made)
         .await
-        .unwrap_or_else(|_| Err(slow()))
+        .unwrap_or_else(|_| {
+            Err(DialError::TooSlow {
+                server: server_name.to_owned(),
+                address,
+                connect,
+            })
+        })
 }
 
 /// What further connections of a session need.
 pub(super) struct Dialer {
-    address: SocketAddr,
+    driver: Driver,
     server: Arc<str>,
     name: ServerName<'static>,
     identity: Identity,
@@ -220,23 +362,17 @@ impl Dialer {
         let options = &shared.options;
         let deadline = Instant::now() + options.durations.connect;
         let made = async {
-            let stream = tcp::connect(self.address)
-                .await
-                .map_err(|source| DialError::Connect {
-                    server: self.server.to_string(),
-                    address: self.address,
-                    source,
-                })?;
+            let reached = self.driver.stream(Purpose::Bulk, options, deadline).await?;
             let purpose = HelloPurpose::Bulk {
                 token: self.token.clone(),
             };
-            let (tls, peer, welcome) = self.greet(stream, purpose, options).await?;
+            let (tls, peer, welcome) = self.greet(reached.wire, purpose).await?;
             // Another server behind the same address would be another session.
             if welcome != Welcome::Bulk || peer.certificate != shared.peer.certificate {
                 return Err(self.nonsense(&peer));
             }
             let shape = options.shape(Purpose::Bulk);
-            multiplexed(tls, Side::Dialed, shape, shared.arrivals.clone())
+            multiplexed(tls, Side::Dialed, shape, Arc::clone(&shared.arrivals))
                 .await
                 .map_err(|source| self.failed(HandshakeError::Io(source)))
         };
@@ -245,7 +381,7 @@ impl Dialer {
             .unwrap_or_else(|_| {
                 Err(DialError::TooSlow {
                     server: self.server.to_string(),
-                    address: self.address.to_string(),
+                    address: self.driver.address(),
                     connect: options.durations.connect,
                 })
             })?;
@@ -256,18 +392,10 @@ impl Dialer {
     /// TLS, hello and welcome on a connection.
     async fn greet(
         &self,
-        stream: TcpStream,
+        wire: Wire,
         purpose: HelloPurpose,
-        options: &Options,
     ) -> Result<(TlsStream, Peer, Welcome), DialError> {
-        let io = |source| self.failed(HandshakeError::Io(source));
-        let use_of = match &purpose {
-            HelloPurpose::Control { .. } => Purpose::Control,
-            HelloPurpose::Bulk { .. } => Purpose::Bulk,
-        };
-        tcp::tune(&stream, use_of, options.durations.idle).map_err(io)?;
-        tcp::choose(&stream, &options.congestion)?;
-        let (mut tls, peer) = tls::connect(stream, &self.identity, self.name.clone())
+        let (mut tls, peer) = tls::connect(wire, &self.identity, self.name.clone())
             .await
             .map_err(|source| self.failed(source))?;
 
@@ -286,7 +414,7 @@ impl Dialer {
         tls.read_exact(&mut head).await.map_err(verdict)?;
         let wrong = |source| DialError::Protocol {
             server: peer.name.clone(),
-            address: self.address,
+            address: self.driver.address(),
             source,
         };
         let mut body = vec![0; hello::length(head).map_err(wrong)?];
@@ -294,7 +422,7 @@ impl Dialer {
         match Welcome::decode(&body).map_err(wrong)? {
             Welcome::Refused { why, .. } => Err(DialError::Refused {
                 server: peer.name.clone(),
-                address: self.address,
+                address: self.driver.address(),
                 why,
             }),
             Welcome::Session { version, .. } if version != VERSION => {
@@ -307,7 +435,7 @@ impl Dialer {
     fn failed(&self, source: HandshakeError) -> DialError {
         DialError::Handshake {
             server: self.server.to_string(),
-            address: self.address,
+            address: self.driver.address(),
             source,
         }
     }
@@ -315,45 +443,8 @@ impl Dialer {
     fn nonsense(&self, peer: &Peer) -> DialError {
         DialError::Protocol {
             server: peer.name.clone(),
-            address: self.address,
+            address: self.driver.address(),
             source: HelloError::Malformed("welcome"),
         }
     }
-}
-
-struct Reached {
-    stream: TcpStream,
-    remote: SocketAddr,
-}
-
-/// Tries the addresses of a name one after the other; each gets an equal part of
-/// the time that is left.
-async fn reach(address: &str, server: &str, deadline: Instant) -> Result<Reached, DialError> {
-    let unknown = |source| DialError::Resolve {
-        address: address.to_owned(),
-        source,
-    };
-    let addresses: Vec<_> = tokio::net::lookup_host(address)
-        .await
-        .map_err(unknown)?
-        .collect();
-    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
-    let mut last = None;
-    for remote in addresses {
-        let patience = deadline.saturating_duration_since(Instant::now()) / left.max(1);
-        left = left.saturating_sub(1);
-        match tokio::time::timeout(patience, tcp::connect(remote)).await {
-            Ok(Ok(stream)) => return Ok(Reached { stream, remote }),
-            Ok(Err(error)) => last = Some((remote, error)),
-            Err(_) => last = Some((remote, io::ErrorKind::TimedOut.into())),
-        }
-    }
-    Err(match last {
-        Some((address, source)) => DialError::Connect {
-            server: server.to_owned(),
-            address,
-            source,
-        },
-        None => unknown(io::ErrorKind::NotFound.into()),
-    })
 }

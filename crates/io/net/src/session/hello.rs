@@ -84,6 +84,8 @@ pub(crate) const REFUSED_VERSION: u8 = 1;
 pub(crate) const REFUSED_TOKEN: u8 = 2;
 /// [`Welcome::Refused`]: as many bulk connections as were agreed are there.
 pub(crate) const REFUSED_MANY: u8 = 3;
+/// Its certificate's role opens no session.
+pub(crate) const REFUSED_ROLE: u8 = 4;
 
 /// What cannot be a hello or a welcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

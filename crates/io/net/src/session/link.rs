@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::hello::{HEAD, length};
 use super::{CloseReason, Origin, Shared};
+use crate::driver;
 use crate::mux::MuxStream;
 
 /// The stream, still whole.
@@ -26,11 +27,22 @@ pub(super) enum LinkMessage {
         /// Whether the peer is to send some, too.
         answer: bool,
     },
+    /// This end has closed a scope, for this reason.
+    ScopeClosed {
+        /// Its name.
+        name: Arc<str>,
+        /// For people.
+        why: String,
+    },
+    /// This end has seen that, and opens no more streams in it.
+    ScopeSeen(Arc<str>),
 }
 
 const WANT_BULK: u8 = 1;
 const CLOSING: u8 = 2;
 const FILLER: u8 = 3;
+const SCOPE_CLOSED: u8 = 4;
+const SCOPE_SEEN: u8 = 5;
 
 impl LinkMessage {
     pub fn closing(why: &str) -> Self {
@@ -44,8 +56,16 @@ impl LinkMessage {
             Self::Filler { answer } => body.extend([FILLER, u8::from(*answer)]),
             Self::Closing(why) => {
                 body.push(CLOSING);
-                let room = limits::SESSION_MESSAGE - body.len();
-                body.extend(why.bytes().take(why.floor_char_boundary(room)));
+                sentence(&mut body, why);
+            }
+            Self::ScopeClosed { name, why } => {
+                body.push(SCOPE_CLOSED);
+                scope(&mut body, name);
+                sentence(&mut body, why);
+            }
+            Self::ScopeSeen(name) => {
+                body.push(SCOPE_SEEN);
+                scope(&mut body, name);
             }
         }
         let length = u16::try_from(body.len()).expect("a link message is at most 1 KiB long");
@@ -55,21 +75,50 @@ impl LinkMessage {
     }
 
     /// `None` for what a later version may have sent.
-    fn decode(body: &[u8]) -> Option<Self> {
+    pub fn decode(body: &[u8]) -> Option<Self> {
         match body.split_first()? {
             (&WANT_BULK, rest) => rest.first().copied().map(Self::WantBulk),
             (&FILLER, rest) => Some(Self::Filler {
                 answer: rest.first() == Some(&1),
             }),
-            (&CLOSING, why) => Some(Self::Closing(
-                String::from_utf8_lossy(why)
-                    .chars()
-                    .map(|c| if c.is_control() { ' ' } else { c })
-                    .collect(),
-            )),
+            (&CLOSING, why) => Some(Self::Closing(printable(why))),
+            (&SCOPE_CLOSED, rest) => {
+                let (name, why) = scope_of(rest)?;
+                let why = printable(why);
+                Some(Self::ScopeClosed { name, why })
+            }
+            (&SCOPE_SEEN, rest) => Some(Self::ScopeSeen(scope_of(rest)?.0)),
             _ => None,
         }
     }
+}
+
+/// As much of a sentence as has room.
+fn sentence(body: &mut Vec<u8>, why: &str) {
+    let room = limits::SESSION_MESSAGE - body.len();
+    body.extend(why.bytes().take(why.floor_char_boundary(room)));
+}
+
+/// A scope's name behind its length.
+fn scope(body: &mut Vec<u8>, name: &str) {
+    let length = u8::try_from(name.len()).expect("names were checked when the scopes were made");
+    body.push(length);
+    body.extend(name.bytes());
+}
+
+fn scope_of(bytes: &[u8]) -> Option<(Arc<str>, &[u8])> {
+    let (&length, rest) = bytes.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(length))?;
+    let name = std::str::from_utf8(name).ok()?;
+    super::is_scope(name).then(|| (name.into(), rest))
+}
+
+/// A peer's sentence, without what a terminal would obey.
+fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// Starts the tasks of a session.
@@ -169,6 +218,19 @@ async fn read(shared: Weak<Shared>, mut stream: ReadHalf<MuxStream>) {
                 // One that asks faster than it is answered gets fewer.
                 let _ = shared.followed.try_send(Followed::Answer);
             }
+            Some(LinkMessage::ScopeClosed { name, why }) => {
+                shared.arrivals.closed_there(&name, &why);
+                // A peer that closes scopes faster than it reads waits for itself.
+                if shared
+                    .link
+                    .send(LinkMessage::ScopeSeen(name))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Some(LinkMessage::ScopeSeen(name)) => shared.arrivals.seen(&name),
             Some(LinkMessage::Filler { answer: false }) | None => {}
         }
     }
@@ -183,10 +245,13 @@ async fn next(stream: &mut ReadHalf<MuxStream>) -> Option<Option<LinkMessage>> {
     Some(LinkMessage::decode(&body))
 }
 
-/// Pings four times per `idle`; a peer that does not answer for `idle` is lost.
-/// Bulk connections that nobody has used for as long are closed, too.
+/// Pings four times per `idle`, and at least so often that nothing between gives
+/// the connections up; a peer that does not answer for `idle` is lost. Bulk
+/// connections that nobody has used for as long are closed, too.
 async fn beat(shared: Arc<Shared>) {
     let idle = shared.options.durations.idle.max(Duration::from_millis(4));
+    let interval = driver::beat(idle);
+    let most = idle.as_nanos().div_ceil(interval.as_nanos().max(1));
     let mut quiet = 0;
     loop {
         tokio::select! {
@@ -199,10 +264,10 @@ async fn beat(shared: Arc<Shared>) {
             _ = shared.closed() => return,
         }
         tokio::select! {
-            () = tokio::time::sleep(idle / 4) => {}
+            () = tokio::time::sleep(interval) => {}
             _ = shared.closed() => return,
         }
-        quiet = shared.tidy(quiet);
+        quiet = shared.tidy(quiet, most);
     }
 }
 
@@ -212,19 +277,28 @@ async fn watch(shared: Arc<Shared>) {
 }
 
 impl Shared {
-    /// Closes bulk connections after four quiet beats; returns how many there
-    /// were. Only the dialing end does: the other cannot make new ones.
-    fn tidy(&self, quiet: u32) -> u32 {
+    /// Closes bulk connections after `most` quiet beats, and pings the others;
+    /// returns how many quiet beats there were. Only the dialing end does: the
+    /// other cannot make new ones.
+    fn tidy(&self, quiet: u128, most: u128) -> u128 {
         let mut bulks = super::lock(&self.bulks);
         bulks.retain(|connection| !connection.has_ended());
-        if !matches!(self.origin, Origin::Dialed(_))
-            || bulks.is_empty()
-            || bulks.iter().any(|connection| connection.streams() > 0)
-        {
+        if !matches!(self.origin, Origin::Dialed(_)) || bulks.is_empty() {
             return 0;
         }
-        if quiet < 3 {
-            return quiet + 1;
+        let idle = self.options.durations.idle;
+        let used = bulks.iter().any(|connection| connection.streams() > 0);
+        if used || quiet + 1 < most {
+            for bulk in bulks.iter() {
+                let bulk = bulk.clone();
+                tokio::spawn(async move {
+                    // One whose way is gone while nobody waits for it.
+                    if tokio::time::timeout(idle, bulk.ping()).await.is_err() {
+                        bulk.close();
+                    }
+                });
+            }
+            return if used { 0 } else { quiet + 1 };
         }
         for bulk in bulks.drain(..) {
             bulk.close();

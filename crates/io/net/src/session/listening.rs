@@ -7,21 +7,23 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use firesteel_base::{Hint, limits};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::hello::{
-    self, HEAD, Hello, HelloError, HelloPurpose, REFUSED_MANY, REFUSED_TOKEN, REFUSED_VERSION,
-    Token, VERSION, Welcome,
+    self, HEAD, Hello, HelloError, HelloPurpose, REFUSED_MANY, REFUSED_ROLE, REFUSED_TOKEN,
+    REFUSED_VERSION, Token, VERSION, Welcome,
 };
 use super::link::Link;
+use super::scopes::Arrivals;
 use super::{Kind, Options, Origin, Parts, Session, Shared, Side, lock, multiplexed};
 use crate::identity::{Identity, Peer, PeerName};
 use crate::mux::Connection;
 use crate::tcp::{self, CongestionError, Purpose};
 use crate::tls::{self, HandshakeError, TlsStream};
+use crate::wire::Wire;
 
 /// Why a port could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,38 @@ pub enum AcceptError {
         /// How many there may be.
         agreed: u8,
     },
+    /// The right authority, but not for this.
+    #[error("`{peer}` at {address} has a certificate of a {role}, and sessions are for {}", roles.join(" and "))]
+    Role {
+        /// Who.
+        peer: PeerName,
+        /// Where it connected from.
+        address: SocketAddr,
+        /// What its certificate says.
+        role: String,
+        /// What it should say.
+        roles: Vec<String>,
+    },
+    /// A load balancer that should have said for whom it connects.
+    #[error("the connection from {address} does not start as a load balancer's should: {source}")]
+    Header {
+        /// Where it connected from.
+        address: SocketAddr,
+        /// What was wrong.
+        source: io::Error,
+    },
+    /// HTTP without TLS. It was told.
+    #[error("the client at {address} speaks HTTP without TLS")]
+    Plain {
+        /// Where it connected from.
+        address: SocketAddr,
+    },
+    /// More of HTTP than there may be at a time.
+    #[error("the HTTP connection from {address} is one too many")]
+    Crowded {
+        /// Where it connected from.
+        address: SocketAddr,
+    },
     /// The listener was closed.
     #[error("the port was closed")]
     Closed,
@@ -137,6 +171,12 @@ impl Hint for AcceptError {
         match self {
             Self::Handshake { source, .. } => source.hint(),
             Self::Version { .. } => Some("update the older of the two".to_owned()),
+            Self::Role { .. } => Some("the peer must use its own startup kit".to_owned()),
+            Self::Header { .. } => Some(
+                "switch the PROXY protocol on at the load balancer, or take its network out of `proxy_protocol_from`"
+                    .to_owned(),
+            ),
+            Self::Plain { .. } => Some("the address must start with https://".to_owned()),
             _ => None,
         }
     }
@@ -171,11 +211,7 @@ impl Listener {
         let listener = tcp::listen(address).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
         let (ready, sessions) = mpsc::channel(limits::WAITING_SESSIONS);
-        let door = Arc::new(Door {
-            identity,
-            options,
-            registry: Arc::default(),
-        });
+        let door = Door::new(identity, options, None);
         let task = tokio::spawn(take(listener, door, ready));
         Ok(Self {
             local,
@@ -200,9 +236,12 @@ impl Listener {
     }
 }
 
-struct Door {
-    identity: Identity,
-    options: Options,
+/// Makes sessions of connections, and joins bulk connections to them.
+pub(crate) struct Door {
+    pub identity: Identity,
+    pub options: Options,
+    /// What certificates must say.
+    roles: Option<Vec<String>>,
     registry: Arc<Registry>,
 }
 
@@ -269,9 +308,19 @@ async fn take(
     }
 }
 
-const PAUSE: Duration = Duration::from_millis(10);
+/// The first pause after the system could give no connection.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 impl Door {
+    pub fn new(identity: Identity, options: Options, roles: Option<Vec<String>>) -> Arc<Self> {
+        Arc::new(Self {
+            identity,
+            options,
+            roles,
+            registry: Arc::default(),
+        })
+    }
+
     /// Takes one connection: a session, or nothing when it belongs to one.
     async fn admit(
         self: Arc<Self>,
@@ -281,8 +330,22 @@ impl Door {
         let handshake = |source| AcceptError::Handshake { address, source };
         let io = |source| handshake(HandshakeError::Io(source));
         tcp::tune(&tcp, Purpose::Control, self.options.durations.idle).map_err(io)?;
-        let (mut tls, peer) = tls::accept(tcp, &self.identity).await.map_err(handshake)?;
+        let stream = BufReader::with_capacity(limits::TLS_UNREAD, Wire::Tcp(tcp));
+        let (tls, peer) = tls::accept(stream, &self.identity)
+            .await
+            .map_err(handshake)?;
+        self.greet(tls, peer, address).await
+    }
 
+    /// Takes a connection whose ends have shown each other their certificates.
+    pub async fn greet(
+        self: Arc<Self>,
+        mut tls: TlsStream,
+        peer: Peer,
+        address: SocketAddr,
+    ) -> Result<Option<Session>, AcceptError> {
+        let handshake = |source| AcceptError::Handshake { address, source };
+        let io = |source| handshake(HandshakeError::Io(source));
         let mut head = [0; HEAD];
         tls.read_exact(&mut head).await.map_err(io)?;
         let wrong = |source| AcceptError::Protocol {
@@ -307,6 +370,19 @@ impl Door {
                 ours: VERSION,
             });
         }
+        let role = peer.role.as_deref().unwrap_or("");
+        if let Some(roles) = &self.roles
+            && !roles.iter().any(|allowed| allowed == role)
+        {
+            let why = format!("a certificate of a {role} opens no session here");
+            refuse(&mut tls, REFUSED_ROLE, why).await;
+            return Err(AcceptError::Role {
+                role: role.to_owned(),
+                roles: roles.clone(),
+                peer: peer.name,
+                address,
+            });
+        }
         match hello.purpose {
             HelloPurpose::Control { bulk } => {
                 let bulk = bulk.min(self.options.bulk());
@@ -329,9 +405,10 @@ impl Door {
             address,
             source: HandshakeError::Io(source),
         };
-        let tcp = tls::socket(&tls);
-        // It was there when the port was opened.
-        let _ = tcp::choose(tcp, &self.options.congestion);
+        if let Some(tcp) = tls::socket(&tls) {
+            // It was there when the port was opened.
+            let _ = tcp::choose(tcp, &self.options.congestion);
+        }
 
         let token = fresh_token();
         let (known, waiting) = watch::channel(None);
@@ -348,9 +425,9 @@ impl Door {
         tls.write_all(&welcome.encode()).await.map_err(io)?;
         tls.flush().await.map_err(io)?;
 
-        let (arrivals, mut incoming) = mpsc::channel(limits::WAITING_STREAMS);
+        let (arrivals, mut incoming) = Arrivals::new(self.options.durations.connect);
         let shape = self.options.shape(Purpose::Control);
-        let main = multiplexed(tls, Side::Accepted, shape, arrivals.clone())
+        let main = multiplexed(tls, Side::Accepted, shape, Arc::clone(&arrivals))
             .await
             .map_err(io)?;
         let unfinished = Unfinished(Some(main.clone()));
@@ -435,13 +512,14 @@ impl Door {
                 agreed: session.bulk,
             });
         }
-        let tcp = tls::socket(&tls);
-        tcp::tune(tcp, Purpose::Bulk, self.options.durations.idle).map_err(io)?;
-        let _ = tcp::choose(tcp, &self.options.congestion);
+        if let Some(tcp) = tls::socket(&tls) {
+            tcp::tune(tcp, Purpose::Bulk, self.options.durations.idle).map_err(io)?;
+            let _ = tcp::choose(tcp, &self.options.congestion);
+        }
         tls.write_all(&Welcome::Bulk.encode()).await.map_err(io)?;
         tls.flush().await.map_err(io)?;
         let shape = self.options.shape(Purpose::Bulk);
-        let connection = multiplexed(tls, Side::Accepted, shape, session.arrivals.clone())
+        let connection = multiplexed(tls, Side::Accepted, shape, Arc::clone(&session.arrivals))
             .await
             .map_err(io)?;
         session.add_bulk(connection);

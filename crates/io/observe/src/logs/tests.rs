@@ -434,3 +434,25 @@ fn the_schema_page_tells_of_every_field() {
         );
     }
 }
+
+#[test]
+fn what_is_logged_changes_while_it_is_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::open(dir.path(), LogConfig::default(), Console::off());
+    let logger = logs.logger("firesteel.site");
+    logger.debug("unseen");
+    let debug = logs.config().with_word("debug").unwrap();
+    logs.set_config(debug);
+    assert!(logs.config().summary().starts_with("DEBUG"));
+    logger.debug("seen");
+    let text = r#"{"version":1,"levels":{"firesteel.site":"ERROR"},"files":{"log.txt":false}}"#;
+    logs.set_config(LogConfig::from_text(text).unwrap());
+    logger.warning("unseen");
+    // Which files there are stays as it was.
+    logger.error("seen too");
+    let log = std::fs::read_to_string(dir.path().join("log.txt")).unwrap();
+    assert!(!log.contains("unseen"), "{log}");
+    assert!(log.contains("seen") && log.contains("seen too"), "{log}");
+    let wrong = LogConfig::from_text(r#"{"version":2}"#).unwrap_err();
+    assert!(wrong.to_string().contains("`version` is 2"), "{wrong}");
+}

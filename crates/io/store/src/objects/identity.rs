@@ -27,6 +27,11 @@ impl Identity {
         Ok(Self::from(&rustix::fs::fstat(file)?))
     }
 
+    /// Bytes of it.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
     /// Reads, and then looks whether the file is still the same: so what was
     /// read is of it.
     pub(crate) fn read_at(

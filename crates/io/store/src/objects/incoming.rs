@@ -505,6 +505,7 @@ impl Incoming {
             mapping,
             writable: Some(file),
             identity,
+            adopted: false,
             reservation: self.reservation.take(),
             received: Some(self.take_claim()),
         }));

@@ -139,6 +139,7 @@ impl Output {
                     mapping,
                     writable: Some(file),
                     identity,
+                    adopted: false,
                     received: None,
                     reservation: self.reservation.take(),
                 };
@@ -210,7 +211,7 @@ pub(super) fn with_room<T>(
         false => make(),
     };
     match make() {
-        Err(error) if is_full(&error) && lock(&objects.0.pool).clear() => make(),
+        Err(error) if is_full(&error) && objects.remove_spares() => make(),
         other => other,
     }
 }

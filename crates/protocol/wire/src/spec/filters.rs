@@ -118,6 +118,10 @@ pub struct PythonFilter {
     pub args: serde_json::Map<String, serde_json::Value>,
 }
 
+/// The path of a file that defines a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilterFile<'a>(pub &'a str);
+
 impl Filters {
     /// Reads the filters of a site's own: all of them are for that site.
     ///
@@ -125,7 +129,7 @@ impl Filters {
     /// [`SpecError`] with the field that is wrong.
     pub fn parse(json: &[u8]) -> Result<Self, SpecError> {
         let filters: Self = super::read(json)?;
-        filters.check(&[], None)?;
+        filters.check(Some(&[]), None)?;
         Ok(filters)
     }
 
@@ -158,11 +162,35 @@ impl Filters {
         all.iter().filter(here).map(|placed| &placed.filter)
     }
 
-    /// `sites` are those of the job, or none for a site's own filters; `transfer`
-    /// is what its scripts send, where that is known.
+    /// The files of classes that come with the job, each with its field.
+    pub fn files(&self) -> impl Iterator<Item = (String, FilterFile<'_>)> {
+        let all = [("task_data", &self.task_data), ("result", &self.result)];
+        all.into_iter().flat_map(|(name, filters)| {
+            filters
+                .iter()
+                .enumerate()
+                .filter_map(move |(at, placed)| match &placed.filter {
+                    FilterKind::Python(PythonFilter {
+                        file: Some(file), ..
+                    }) => Some((format!("filters.{name}[{at}].file"), FilterFile(file))),
+                    _ => None,
+                })
+        })
+    }
+
+    pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let all = self.task_data.iter_mut().chain(&mut self.result);
+        all.filter_map(|placed| match &mut placed.filter {
+            FilterKind::Python(python) => python.file.as_mut(),
+            _ => None,
+        })
+    }
+
+    /// `sites` are those of the job where they are known, and none of them for a
+    /// site's own filters; `transfer` is what its scripts send, where that is known.
     pub(super) fn check(
         &self,
-        sites: &[String],
+        sites: Option<&[String]>,
         transfer: Option<Transfer>,
     ) -> Result<(), SpecError> {
         for (name, filters) in [("task_data", &self.task_data), ("result", &self.result)] {
@@ -170,7 +198,9 @@ impl Filters {
             for (at, placed) in filters.iter().enumerate() {
                 let field = format!("filters.{name}[{at}]");
                 let unknown = placed.sites.iter().flatten();
-                let unknown = unknown.into_iter().find(|site| !sites.contains(site));
+                let unknown = unknown
+                    .into_iter()
+                    .find(|site| sites.is_some_and(|sites| !sites.contains(site)));
                 if let Some(site) = unknown {
                     return Err(SpecError::new(
                         format!("{field}.sites"),
@@ -352,7 +382,7 @@ mod tests {
         let text = filters.to_string();
         let filters: Filters = crate::spec::read(text.as_bytes()).map_err(|e| e.to_string())?;
         let sites = ["site-1".to_owned(), "site-2".to_owned()];
-        let checked = filters.check(&sites, Some(transfer));
+        let checked = filters.check(Some(&sites), Some(transfer));
         checked.map_err(|error| error.to_string())?;
         Ok(filters)
     }

@@ -154,6 +154,7 @@ impl Bench {
             stop: None,
             outbox: self.path(&format!("outbox-{site}")),
             state_dir: self.path(&format!("state-{site}")),
+            local: Default::default(),
             cwd: self.folder.path().to_owned(),
             logger: self.logs.logger("firesteel.agent"),
             durations: self.durations,

@@ -4,19 +4,21 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use firesteel_base::limits;
 use firesteel_transfer::{BlockCheck, Checked, Checker, Copy, Digest, Manifest, Ranges};
 
 use super::Sink;
 use crate::pull::Source;
 
-/// Bytes of a file that came, where they were read to.
+/// Bytes of a file that came, as the connection has them.
 #[derive(Default)]
 pub(super) struct Batch {
-    buffer: Vec<u8>,
+    /// Where each piece belongs.
+    pieces: Vec<(u64, Bytes)>,
     used: usize,
-    /// Where each piece belongs, and how long it is; they lie one behind the other.
-    pieces: Vec<(u64, usize)>,
+    /// Of the frame that is being read.
+    begun: Vec<Bytes>,
 }
 
 impl Batch {
@@ -41,29 +43,28 @@ impl Batch {
     }
 
     /// Whether `needed` bytes more have a place.
-    pub(super) fn make_room(&mut self, needed: usize, size: usize) -> bool {
-        if self.used > 0 && (self.used + needed > size || self.is_full(size)) {
-            return false;
-        }
-        let size = size.max(needed);
-        if self.buffer.len() < size {
-            self.buffer.resize(size, 0);
-        }
-        true
+    pub(super) fn has_room(&self, needed: usize, size: usize) -> bool {
+        self.used == 0 || (self.used + needed <= size && !self.is_full(size))
     }
 
-    /// The place for the rest of a frame of which `filled` of `length` bytes came.
-    pub(super) fn room(&mut self, filled: usize, length: usize) -> &mut [u8] {
-        let range = self.used + filled..self.used + length;
-        self.buffer.get_mut(range).unwrap_or_default()
+    /// Some of a frame came.
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.begun.push(bytes);
     }
 
-    /// Takes `length` bytes that were read to their place.
-    pub(super) fn commit(&mut self, offset: u64, length: usize) {
-        self.used += length;
-        match self.pieces.last_mut() {
-            Some((start, before)) if *start + *before as u64 == offset => *before += length,
-            _ => self.pieces.push((offset, length)),
+    /// The frame that is being read will not end.
+    pub(super) fn break_off(&mut self) {
+        self.begun.clear();
+    }
+
+    /// What came of the frame belongs to `offset`.
+    pub(super) fn commit(&mut self, offset: u64) {
+        let mut at = offset;
+        for bytes in self.begun.drain(..) {
+            self.used += bytes.len();
+            let length = bytes.len() as u64;
+            self.pieces.push((at, bytes));
+            at += length;
         }
     }
 }
@@ -175,10 +176,7 @@ impl Disk {
     pub(super) fn write(&mut self, batch: &Batch) -> io::Result<Report> {
         self.save_note()?;
         let mut found = Vec::new();
-        let mut rest = batch.buffer.get(..batch.used).unwrap_or_default();
-        for (offset, length) in &batch.pieces {
-            let (piece, after) = rest.split_at((*length).min(rest.len()));
-            rest = after;
+        for (offset, piece) in &batch.pieces {
             let mut offset = *offset;
             // So little that what was written is still near when it is hashed.
             for window in piece.chunks(WINDOW) {

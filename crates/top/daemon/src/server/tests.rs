@@ -1,0 +1,3 @@
+mod bed;
+mod life;
+mod trouble;
