@@ -224,7 +224,6 @@ fn to_server() -> Vec<(&'static str, ToServer)> {
                     inline: None,
                     id: 7,
                     length: 1 << 33,
-                    ..Object::default()
                 }),
                 contributors: vec![key()],
                 failure: None,
@@ -367,7 +366,6 @@ fn to_site() -> Vec<(&'static str, ToSite)> {
                     inline: None,
                     id: 7,
                     length: 1 << 33,
-                    ..Object::default()
                 }),
             }),
         ),

@@ -325,6 +325,10 @@ impl What {
     }
 }
 
+#[expect(
+    clippy::fn_params_excessive_bools,
+    reason = "flags of the command line, passed on"
+)]
 async fn submit(
     session: &Session,
     path: &std::path::Path,

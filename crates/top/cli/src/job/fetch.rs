@@ -17,6 +17,10 @@ const WAIT: u32 = 20;
 const REDRAW: Duration = Duration::from_millis(200);
 
 /// Prints the log at a path of the interface.
+#[expect(
+    clippy::fn_params_excessive_bools,
+    reason = "flags of the command line, passed on"
+)]
 pub(crate) async fn log(
     session: &Session,
     path: &str,

@@ -188,10 +188,13 @@ fn run(place: &Place, input: Input, ready: impl FnOnce(&Keeper)) -> Result<(), T
     kept
 }
 
+/// What may wait for the keeper; who has more to tell waits as well.
+const QUEUE: usize = 16;
+
 /// All that tells the keeper something, in one queue.
-fn listen(input: Input) -> Result<mpsc::UnboundedReceiver<Told>, Trouble> {
+fn listen(input: Input) -> Result<mpsc::Receiver<Told>, Trouble> {
     let failed = |error: io::Error| Trouble::new(format!("could not take signals: {error}"), "");
-    let (tell, told) = mpsc::unbounded_channel();
+    let (tell, told) = mpsc::channel(QUEUE);
     let kinds = [
         (SignalKind::terminate(), 0),
         (SignalKind::interrupt(), 0),
@@ -208,7 +211,7 @@ fn listen(input: Input) -> Result<mpsc::UnboundedReceiver<Told>, Trouble> {
                     1 => Told::Look,
                     _ => Told::Ended,
                 };
-                if tell.send(what).is_err() {
+                if tell.send(what).await.is_err() {
                     break;
                 }
             }
@@ -220,7 +223,7 @@ fn listen(input: Input) -> Result<mpsc::UnboundedReceiver<Told>, Trouble> {
             let mut rest = [0; 64];
             let mut input = io::stdin().lock();
             while !matches!(input.read(&mut rest), Ok(0) | Err(_)) {}
-            let _ = tell.send(Told::Stop);
+            let _ = tell.blocking_send(Told::Stop);
         });
     }
     Ok(told)
@@ -246,7 +249,7 @@ impl Keeper<'_> {
     }
 
     /// Brings about what is wanted; whether all of it is to end instead.
-    async fn settle(&mut self, told: &mut mpsc::UnboundedReceiver<Told>) -> Result<bool, Trouble> {
+    async fn settle(&mut self, told: &mut mpsc::Receiver<Told>) -> Result<bool, Trouble> {
         let wanted = self.place.wanted();
         for service in self.place.services() {
             let state = self.states.get(&service.name).copied();
@@ -283,7 +286,7 @@ impl Keeper<'_> {
         &mut self,
         name: &str,
         port: u16,
-        told: &mut mpsc::UnboundedReceiver<Told>,
+        told: &mut mpsc::Receiver<Told>,
     ) -> Result<bool, Trouble> {
         while let Some(State::Starting(pid)) = self.states.get(name).copied() {
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
