@@ -34,10 +34,7 @@ fn event(job: &str, kind: &str) -> Change {
     }
 }
 
-#[expect(
-    clippy::fn_params_excessive_bools,
-    reason = "a row's two flags"
-)]
+#[expect(clippy::fn_params_excessive_bools, reason = "a row's two flags")]
 fn state(job: &str, state: &str, over: bool, settled: bool) -> Change {
     Change::State {
         job: id(job),

@@ -21,10 +21,7 @@ use crate::sim::spec_error;
 ///     firesteel.errors.SpecError: naming the field that is wrong.
 ///     firesteel.errors.KitError: the kit is not taken.
 ///     firesteel.errors.StoreError: a file cannot be read or written.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "Python passes them by name"
-)]
+#[allow(clippy::too_many_arguments, reason = "Python passes them by name")]
 #[pyfunction]
 #[pyo3(signature = (kit_dir, spec_json, code, initial_model, out, submit_key = None))]
 pub(crate) fn make_bundle(
