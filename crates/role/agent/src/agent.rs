@@ -305,6 +305,8 @@ impl Agent {
             if let Some(trainer) = &mut agent.trainer {
                 trainer.stop(Duration::ZERO).await;
             }
+            // A file that was lent for a result that never came, say.
+            agent.clear_outbox();
             match result? {
                 None => return Ok(()),
                 Some((again, other)) => {
