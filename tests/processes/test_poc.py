@@ -194,7 +194,9 @@ def test_stopping_ends_what_runs(here: Path) -> None:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_killed_program_leaves_nothing(here: Path, end: signal.Signals) -> None:
     (here / "job.py").write_text(
-        "import numpy as np\nfrom firesteel.recipe import FedAvgRecipe, PocEnv\n"
+        "import signal\nimport numpy as np\nfrom firesteel.recipe import FedAvgRecipe, PocEnv\n"
+        # Whoever runs the tests in the background may have it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "recipe = FedAvgRecipe(name='x', model={'w': np.zeros(3)}, train_script='client.py',"
         f" train_args='600 {here}/trains', min_clients=2)\n"
         "run = recipe.execute(PocEnv())\nprint('started', flush=True)\nrun.get_result()\n"
@@ -204,7 +206,10 @@ def test_a_killed_program_leaves_nothing(here: Path, end: signal.Signals) -> Non
         assert program.stdout.readline() == b"started\n"
         until((here / "trains").exists, "a trainer runs")
         program.send_signal(end)
-        program.wait(60)
+        try:
+            program.wait(60)
+        finally:
+            program.kill()
     until(lambda: not processes(here), f"everything ends: {processes(here)}")
     until(lambda: not list((here / "tmp").glob("firesteel-poc-*")), "the folder goes")
 

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import weakref
@@ -252,6 +251,9 @@ class _Keeper:
     told to, or when we are gone."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        # Who simulates does not wait for it.
+        import subprocess
+
         self._lines: list[str] = []
         self._told = threading.Condition()
         self._process = subprocess.Popen(
@@ -296,11 +298,13 @@ class _Keeper:
 
     def end(self) -> None:
         """Ends all of them, and waits for it."""
+        from subprocess import TimeoutExpired
+
         with contextlib.suppress(BrokenPipeError):
             self._life.close()
         try:
             self._process.wait(_STOP)
-        except subprocess.TimeoutExpired:
+        except TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
