@@ -455,6 +455,8 @@ impl Site {
                     to_node::Body::Stop(stop) if self.manner != Manner::Stubborn => {
                         if let Some(agent) = self.agents.remove(&stop.job) {
                             agent.abort();
+                            // It may be at its last step, and put the job back.
+                            let _ = agent.await;
                         }
                         self.hand.lock().unwrap().remove(&stop.job);
                         let job = stop.job;
