@@ -225,8 +225,9 @@ def test_tensors_that_have_to_be_copied_are_copied_one_at_a_time(
     assert done.returncode == 0, done.stderr
     grown, size = map(int, done.stdout.split())
     assert size > 12 * (16 << 20)
-    # One copy at a time, and that of the next while the last is let go.
-    assert grown < 2.5 * (16 << 20), f"{grown / 2**20:.0f} MiB"
+    # One copy at a time, and that of the next while the last is let go; the rest is
+    # what torch first touches on the way.
+    assert grown < 3 * (16 << 20), f"{grown / 2**20:.0f} MiB"
 
 
 NATIVE = """
